@@ -86,6 +86,265 @@ fn an_unknown_question_or_answer_is_refused_with_what_there_is() {
 }
 
 #[test]
+fn every_question_is_in_the_manual() {
+    let manual = std::fs::read_to_string(programs::root().join("docs/orbctl-sim.md")).expect("the manual");
+    for line in Sim::new().ok(&["sim-answers"]).lines() {
+        let (question, answers) = line.split_once('=').expect("a question with its answers");
+        let row = manual
+            .lines()
+            .find(|row| row.starts_with(&format!("| `{question}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/orbctl-sim.md does not have `{question}`"));
+        for answer in answers.split('|') {
+            assert!(
+                row.contains(&format!("`{answer}`")),
+                "`{question}` lacks `{answer}`: {row}"
+            );
+        }
+    }
+}
+
+const REFUSED: i32 = 1;
+
+/// An answer, a command, its exit code and stdout, and what its stderr begins with.
+type Row = (
+    &'static str,
+    &'static [&'static str],
+    i32,
+    &'static str,
+    &'static str,
+);
+
+/// Commands for a stopped machine `box`, which differ by answer.
+const ROWS: &[Row] = &[
+    (
+        "run-dashes=refused",
+        &["run", "--", "echo", "x"],
+        REFUSED,
+        "",
+        "Error: unknown flag --",
+    ),
+    ("run-dashes=accepted", &["run", "--", "echo", "x"], 0, "x\n", ""),
+    (
+        "run-dashes=accepted",
+        &["run", "echo", "--", "x"],
+        0,
+        "-- x\n",
+        "",
+    ),
+    (
+        "leading-flags=accepted",
+        &["-m", "box", "run", "echo", "x"],
+        0,
+        "x\n",
+        "",
+    ),
+    (
+        "leading-flags=refused",
+        &["-m", "box", "run", "echo", "x"],
+        REFUSED,
+        "",
+        "Error: unknown flag -m",
+    ),
+    ("empty-list=brackets", &["list", "-rf", "json"], 0, "[]\n", ""),
+    ("empty-list=null", &["list", "-rf", "json"], 0, "null\n", ""),
+    ("empty-list=nothing", &["list", "-rf", "json"], 0, "", ""),
+    ("banner=stderr", &["default"], 0, "box\n", "\n\u{256d}"),
+    (
+        "unknown-machine=plain",
+        &["start", "x"],
+        REFUSED,
+        "",
+        "[-32098] machine not found: 'x'",
+    ),
+    (
+        "unknown-machine=prefixed",
+        &["start", "x"],
+        REFUSED,
+        "",
+        "[-32098] start 'x': machine not found: 'x'",
+    ),
+    (
+        "unknown-machine=prefixed",
+        &["info", "x"],
+        REFUSED,
+        "",
+        "[-32098] machine not found: 'x'",
+    ),
+    (
+        "unknown-machine=prefixed",
+        &["clone", "x", "y"],
+        REFUSED,
+        "",
+        "[-32098] clone 'x': machine not found: 'x'",
+    ),
+    ("change-output=stdout", &["start", "box"], 0, "start: done\n", ""),
+    ("change-output=stderr", &["start", "box"], 0, "", "start: done\n"),
+    ("stop-stopped=succeeds", &["stop", "box"], 0, "", ""),
+    (
+        "stop-stopped=refused",
+        &["stop", "box"],
+        REFUSED,
+        "",
+        "[-32098] stop 'box': machine is not running",
+    ),
+    ("config-get=value", &["config", "get", "cpu"], 0, "11\n", ""),
+    ("config-get=pair", &["config", "get", "cpu"], 0, "cpu: 11\n", ""),
+    (
+        "logs-follow=unknown",
+        &["logs", "--follow", "box"],
+        REFUSED,
+        "",
+        "Error: unknown flag: --follow",
+    ),
+    (
+        "shutdown-verb=unknown",
+        &["shutdown"],
+        REFUSED,
+        "",
+        "Error: unknown command \"shutdown\"",
+    ),
+    (
+        "remove-verb=unknown",
+        &["rm", "-f", "box"],
+        REFUSED,
+        "",
+        "Error: unknown command \"rm\"",
+    ),
+    (
+        "delete-question=refused",
+        &["delete", "box"],
+        REFUSED,
+        "",
+        "[-32098] delete needs a terminal",
+    ),
+    ("delete-question=skipped", &["delete", "box"], 0, "", ""),
+];
+
+#[test]
+fn commands_differ_by_answer_as_the_manual_says() {
+    for (answer, words, code, stdout, stderr) in ROWS {
+        let sim = Sim::new();
+        sim.ok(&["create", "ubuntu", "box"]);
+        sim.ok(&["stop", "box"]);
+        let mut command = sim.command(words);
+        let output = command
+            .env("ORBCTL_SIM_ANSWERS", answer)
+            .output()
+            .expect("it starts");
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(
+            (output.status.code(), out.as_str()),
+            (Some(*code), *stdout),
+            "{answer}: {err}"
+        );
+        assert!(
+            err.starts_with(stderr) && (err.is_empty() == stderr.is_empty()),
+            "{answer}: {err}"
+        );
+    }
+}
+
+#[test]
+fn answers_change_lists_and_what_wakes_orbstack() {
+    let ask = |sim: &Sim, answer: &str, words: &[&str]| {
+        let output = sim.command(words).env("ORBCTL_SIM_ANSWERS", answer).output();
+        output.expect("it starts")
+    };
+    let sim = Sim::new();
+    sim.ok(&["create", "ubuntu", "box"]);
+    let list = ["list", "-f", "json"];
+    let compact = text(&ask(&sim, "json-form=compact", &list).stdout);
+    assert_eq!(compact.lines().count(), 1);
+    let full = text(&sim.run(&list).stdout);
+    assert!(full.contains("isolate_network") && full.lines().count() > 1);
+    assert!(!text(&ask(&sim, "json-keys=few", &list).stdout).contains("isolate_network"));
+    assert!(text(&ask(&sim, "list-dashes=always", &["list"]).stdout).contains("\n----  "));
+    let all = text(&ask(&sim, "config-get=everything", &["config", "get", "cpu"]).stdout);
+    assert!(all.lines().count() > 10 && all.contains("cpu: 11\n"));
+    let banner = text(&ask(&sim, "banner=stdout", &list).stdout);
+    assert!(banner.starts_with("\n\u{256d}") && banner.ends_with(&full));
+
+    sim.ok(&["stop"]);
+    let status = || text(&sim.run(&["status"]).stdout);
+    assert!(text(&ask(&sim, "list-stopped=answers", &list).stdout).contains("\"state\": \"stopped\""));
+    let refused = ask(&sim, "list-stopped=refuses", &list);
+    assert_eq!(
+        (refused.status.code(), status().as_str()),
+        (Some(1), "Stopped\n"),
+        "{refused:?}"
+    );
+    assert!(ask(&sim, "list-stopped=wakes", &list).status.success());
+    assert_eq!(status(), "Running\n");
+    sim.ok(&["default", "none"]);
+    assert_eq!(
+        text(&ask(&sim, "default-none=word", &["default"]).stdout),
+        "none\n"
+    );
+    assert_eq!(text(&ask(&sim, "default-none=nothing", &["default"]).stdout), "");
+    assert!(
+        ask(&sim, "remove-verb=delete", &["rm", "-f", "box"])
+            .status
+            .success()
+    );
+    assert_eq!(sim.ok(&["list", "-q"]), "");
+}
+
+#[test]
+fn status_of_a_starting_orbstack_can_succeed() {
+    let sim = Sim::new();
+    sim.lay(&serde_json::json!({"service": "starting", "default": null, "config": {}, "machines": []}));
+    for (answer, code) in [("status-starting=fails", 1), ("status-starting=succeeds", 0)] {
+        let mut command = sim.command(&["status"]);
+        let output = command
+            .env("ORBCTL_SIM_ANSWERS", answer)
+            .output()
+            .expect("it starts");
+        assert_eq!(
+            (output.status.code(), text(&output.stdout).as_str()),
+            (Some(code), "Starting\n")
+        );
+    }
+}
+
+#[test]
+fn a_stop_can_return_before_the_machine_has_stopped() {
+    let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,stop=60000");
+    sim.ok(&["create", "ubuntu", "box"]);
+    let early = |words: &[&str]| {
+        let output = sim
+            .command(words)
+            .env("ORBCTL_SIM_ANSWERS", "stop-returns=early")
+            .output();
+        output.expect("it starts").status.success()
+    };
+    assert!(early(&["stop", "box"]));
+    assert!(!early(&["stop", "nosuch"]));
+    sim.shows("box", "stopping");
+    // The clean-up would wait for the worker.
+    let worker = sim.events("work_start").pop().expect("the stop")["pid"]
+        .as_i64()
+        .expect("a pid");
+    let worker = Pid::from_raw(worker.try_into().expect("a pid")).expect("a pid");
+    rustix::process::kill_process(worker, Signal::KILL).expect("it works");
+}
+
+#[test]
+fn the_folder_and_the_environment_of_a_command_can_be_left_out() {
+    let sim = Sim::new().with("A", "1").with("ORBENV", "A");
+    sim.ok(&["create", "ubuntu", "box"]);
+    let home = sim.path("home");
+    let output = |answers: &str| {
+        let mut command = sim.command(&["run", "sh", "-c", "echo \"$A $PWD\""]);
+        let command = command.current_dir(&home).env("ORBCTL_SIM_ANSWERS", answers);
+        text(&command.output().expect("it starts").stdout)
+    };
+    assert_eq!(output(""), format!("1 {}\n", home.display()));
+    assert_eq!(output("orbenv=ignored"), format!(" {}\n", home.display()));
+    let elsewhere = output("run-folder=home");
+    assert!(elsewhere.starts_with("1 ") && elsewhere.ends_with("/home\n") && elsewhere.contains("machines"));
+}
+
+#[test]
 fn the_login_shell_can_be_chosen_for_each_machine() {
     let sim = Sim::new().with(
         "ORBCTL_SIM_ANSWERS",

@@ -142,7 +142,7 @@ impl Sim {
             .collect()
     }
 
-    fn events(&self, event: &str) -> Vec<Value> {
+    pub(crate) fn events(&self, event: &str) -> Vec<Value> {
         self.ledger()
             .into_iter()
             .filter(|line| line["event"] == event)
@@ -164,7 +164,7 @@ impl Sim {
     }
 
     /// Waits until the list shows a machine in this state.
-    fn shows(&self, machine: &str, state: &str) {
+    pub(crate) fn shows(&self, machine: &str, state: &str) {
         eventually(&format!("{machine} is {state}"), || {
             let list = self.json(&["list", "-f", "json"]);
             let mut machines = list.as_array().expect("an array").iter();
@@ -183,7 +183,7 @@ impl Sim {
     }
 
     /// Writes an inventory, as other commands would have left it.
-    fn lay(&self, inventory: &Value) {
+    pub(crate) fn lay(&self, inventory: &Value) {
         fs::create_dir_all(self.path("state/locks")).expect("a state directory");
         fs::write(self.path("state/state.json"), inventory.to_string()).expect("a state");
     }

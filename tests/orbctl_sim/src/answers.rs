@@ -112,6 +112,123 @@ answers! {
         Left = "left",
         Awaited = "awaited",
     }
+    /// Whether `run` accepts `--` after its flags.
+    run_dashes: RunDashes = "run-dashes" {
+        Refused = "refused",
+        Accepted = "accepted",
+    }
+    /// Where a command starts without `-w`.
+    run_folder: RunFolder = "run-folder" {
+        /// In the caller's folder, if the machine has it.
+        Kept = "kept",
+        Home = "home",
+    }
+    /// Whether `run` passes the variables that ORBENV names.
+    orbenv: Orbenv = "orbenv" {
+        Passed = "passed",
+        Ignored = "ignored",
+    }
+    /// Whether flags of `run` may precede the command.
+    leading_flags: LeadingFlags = "leading-flags" {
+        Accepted = "accepted",
+        Refused = "refused",
+    }
+    /// What `list -f json` prints without a machine.
+    empty_list: EmptyList = "empty-list" {
+        Brackets = "brackets",
+        Null = "null",
+        Nothing = "nothing",
+    }
+    /// Whether JSON is indented.
+    json_form: JsonForm = "json-form" {
+        Indented = "indented",
+        Compact = "compact",
+    }
+    /// Whether records have the keys that only some recordings show.
+    json_keys: JsonKeys = "json-keys" {
+        All = "all",
+        Few = "few",
+    }
+    /// Whether the table has its row of dashes.
+    list_dashes: ListDashes = "list-dashes" {
+        Terminal = "terminal",
+        Always = "always",
+    }
+    /// What `list` and `info` do while OrbStack is stopped.
+    list_stopped: ListStopped = "list-stopped" {
+        Wakes = "wakes",
+        /// They list the machines as stopped and start nothing.
+        Answers = "answers",
+        Refuses = "refuses",
+    }
+    /// Where an available update is announced, before the output of any command.
+    banner: Banner = "banner" {
+        Absent = "absent",
+        Stderr = "stderr",
+        Stdout = "stdout",
+    }
+    /// Exit code of `status` while OrbStack starts.
+    status_starting: StatusStarting = "status-starting" {
+        Fails = "fails",
+        Succeeds = "succeeds",
+    }
+    /// What `delete` does without `-f` and without a terminal.
+    delete_question: DeleteQuestion = "delete-question" {
+        /// It asks, and reads the answer from stdin.
+        Read = "read",
+        Refused = "refused",
+        Skipped = "skipped",
+    }
+    /// How commands other than `info` and `run` name an unknown machine.
+    unknown_machine: UnknownMachine = "unknown-machine" {
+        Plain = "plain",
+        /// In the form of other refusals, with the operation and the machine first.
+        Prefixed = "prefixed",
+    }
+    /// What a change prints without a terminal.
+    change_output: ChangeOutput = "change-output" {
+        Nothing = "nothing",
+        Stdout = "stdout",
+        Stderr = "stderr",
+    }
+    /// When `stop` returns.
+    stop_returns: StopReturns = "stop-returns" {
+        Stopped = "stopped",
+        /// When OrbStack has the order.
+        Early = "early",
+    }
+    /// What `stop` does with a machine that is stopped.
+    stop_stopped: StopStopped = "stop-stopped" {
+        Succeeds = "succeeds",
+        Refused = "refused",
+    }
+    /// What `config get` prints.
+    config_get: ConfigGet = "config-get" {
+        Value = "value",
+        Pair = "pair",
+        /// The whole configuration, as a source says of 2.0.
+        Everything = "everything",
+    }
+    /// What `default` prints if there is no default machine.
+    default_none: DefaultNone = "default-none" {
+        Word = "word",
+        Nothing = "nothing",
+    }
+    /// Whether `logs` knows `--follow`.
+    logs_follow: LogsFollow = "logs-follow" {
+        Known = "known",
+        Unknown = "unknown",
+    }
+    /// Whether `shutdown` exists.
+    shutdown_verb: ShutdownVerb = "shutdown-verb" {
+        Known = "known",
+        Unknown = "unknown",
+    }
+    /// What `rm` and `remove` are.
+    remove_verb: RemoveVerb = "remove-verb" {
+        Unknown = "unknown",
+        Delete = "delete",
+    }
 }
 
 /// Explains an unknown question or answer.
@@ -155,6 +272,11 @@ impl Chosen {
             }
         }
         Ok(chosen)
+    }
+
+    /// Returns the answers that hold outside of machines.
+    pub(crate) fn everywhere(&self) -> Answers {
+        self.everywhere
     }
 
     /// Returns the answers that hold in a machine.

@@ -45,6 +45,8 @@ pub(crate) enum Order {
     Mixed,
     /// Before the first operand, from which on nothing is a flag; `--` is refused. This is the rule of `run`.
     FlagsFirst,
+    /// The same, and `--` before the first operand is accepted.
+    FlagsThenDashes,
 }
 
 /// The name by which the program was called. `orb` runs unknown commands in a machine.
@@ -151,7 +153,7 @@ impl Syntax {
     /// Splits `words` by the flags that the command accepts.
     pub(crate) fn split(&self, program: Program, words: &[OsString]) -> Outcome<Words> {
         let refuse = |error: String| self.refuse(program, &error);
-        let first_only = self.order == Order::FlagsFirst;
+        let first_only = self.order != Order::Mixed;
         let unknown = |word: &OsStr, of_library: String| {
             refuse(if first_only {
                 format!("unknown flag {}", word.to_string_lossy())
@@ -164,7 +166,7 @@ impl Syntax {
         while let Some(word) = words.next() {
             let bytes = word.as_bytes();
             if bytes == b"--" {
-                if first_only {
+                if self.order == Order::FlagsFirst {
                     return Err(refuse("unknown flag --".to_owned()));
                 }
                 sorted.rest.extend(words.cloned());

@@ -24,20 +24,29 @@ const FORMAT: Flag = value("format", Some(b'f'));
 const MACHINE: Flag = value("machine", Some(b'm'));
 
 /// `run`, which also handles commands unknown to `orb`. Its usage line is recorded (gh#2122), although `--` is refused.
-pub(crate) const RUN: Syntax = Syntax {
-    names: &["run", "shell"],
-    operands: "-- [COMMAND] [ARGS]...",
-    count: (0, MANY),
-    flags: &[
-        MACHINE,
-        value("user", Some(b'u')),
-        value("workdir", Some(b'w')),
-        switch("shell", Some(b's')),
-        switch("path", Some(b'p')),
-        value("env", Some(b'e')),
-    ],
-    order: Order::FlagsFirst,
-};
+pub(crate) const RUN: Syntax = run(Order::FlagsFirst);
+
+/// `run` with `--` accepted.
+pub(crate) const RUN_WITH_DASHES: Syntax = run(Order::FlagsThenDashes);
+
+const RUN_FLAGS: &[Flag] = &[
+    MACHINE,
+    value("user", Some(b'u')),
+    value("workdir", Some(b'w')),
+    switch("shell", Some(b's')),
+    switch("path", Some(b'p')),
+    value("env", Some(b'e')),
+];
+
+const fn run(order: Order) -> Syntax {
+    Syntax {
+        names: &["run", "shell"],
+        operands: "-- [COMMAND] [ARGS]...",
+        count: (0, MANY),
+        flags: RUN_FLAGS,
+        order,
+    }
+}
 
 /// `create`, whose values are checked beyond this table.
 pub(crate) const CREATE: Syntax = mixed(

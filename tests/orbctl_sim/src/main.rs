@@ -39,11 +39,13 @@ mod state;
 mod trouble;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::answers::Banner;
 use crate::args::Program;
-use crate::commands::Command;
+use crate::commands::{Called, Command};
 use crate::ledger::Ledger;
 use crate::reply::Reply;
 use crate::script::Script;
@@ -75,7 +77,8 @@ fn invoke(program: Program, words: &[OsString]) -> ExitCode {
         Ok(settings) => settings,
         Err(refusal) => return Reply::from(refusal).print(),
     };
-    let parsed = commands::parse(program, words);
+    let answers = settings.answers.everywhere();
+    let parsed = commands::parse(Called { program, answers }, words);
     let (command, machine) = match &parsed {
         Ok(command) => (command.name().to_owned(), command.machine()),
         Err(_) => (commands::first_word(words), None),
@@ -116,6 +119,14 @@ fn invoke(program: Program, words: &[OsString]) -> ExitCode {
 fn play(sim: &Sim<'_>, command: Command, troubles: &[script::Trouble]) -> Reply {
     if let Some(reply) = trouble::before(troubles) {
         return reply;
+    }
+    let announced = match sim.settings.answers.everywhere().banner {
+        Banner::Absent => Ok(()),
+        Banner::Stderr => std::io::stderr().write_all(trouble::BANNER.as_bytes()),
+        Banner::Stdout => std::io::stdout().write_all(trouble::BANNER.as_bytes()),
+    };
+    if announced.and_then(|()| std::io::stdout().flush()).is_err() {
+        return Reply::exit(1);
     }
     let reply = commands::execute(sim, command, troubles);
     trouble::after(troubles, reply)

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io;
 
+use crate::answers::{Answers, UnknownMachine};
 use crate::state::MachineState;
 
 /// A refusal: one line on stderr, nothing on stdout, exit code 1.
@@ -54,6 +55,17 @@ impl Refusal {
             operation,
             machine: machine.to_owned(),
             cause: format!("{cause:#}"),
+        }
+    }
+
+    /// Returns the refusal in the form that an operation gives it.
+    pub(crate) fn of(self, operation: &'static str, answers: Answers) -> Refusal {
+        match self {
+            Refusal::MachineNotFound(machine) if answers.unknown_machine == UnknownMachine::Prefixed => {
+                let cause = format!("machine not found: '{machine}'");
+                Refusal::service(operation, &machine, cause)
+            }
+            other => other,
         }
     }
 

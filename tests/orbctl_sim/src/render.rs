@@ -5,21 +5,28 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
+use crate::answers::{Answers, JsonForm, JsonKeys, ListDashes};
 use crate::catalog;
 use crate::refusal::{Outcome, Refusal};
 use crate::script::{Kind, Trouble};
 use crate::state::{Machine, MachineState};
 
-/// Changes that scripted troubles make to the records.
+/// Changes that scripted troubles and answers make to the records.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape<'a> {
     troubles: &'a [Trouble],
+    answers: Answers,
 }
 
 impl<'a> Shape<'a> {
-    /// Returns the shape with these troubles.
-    pub(crate) fn new(troubles: &'a [Trouble]) -> Shape<'a> {
-        Shape { troubles }
+    /// Returns the shape with these troubles and answers.
+    pub(crate) fn new(troubles: &'a [Trouble], answers: Answers) -> Shape<'a> {
+        Shape { troubles, answers }
+    }
+
+    /// Returns whether a record has all its keys.
+    fn is_full(&self, machine: &Machine) -> bool {
+        self.answers.json_keys == JsonKeys::All && self.find(Kind::MissingOptionalKeys, machine).is_none()
     }
 
     fn find(&self, kind: Kind, machine: &Machine) -> Option<&'a Trouble> {
@@ -103,7 +110,7 @@ pub(crate) struct Info<'a> {
 /// Returns the record of a machine.
 pub(crate) fn record<'a>(machine: &'a Machine, shape: Shape<'a>) -> Record<'a> {
     let config = &machine.config;
-    let full = shape.find(Kind::MissingOptionalKeys, machine).is_none();
+    let full = shape.is_full(machine);
     let unknown = shape.find(Kind::UnknownKeys, machine).is_some();
     Record {
         id: &machine.id,
@@ -138,10 +145,7 @@ pub(crate) fn info<'a>(machine: &'a Machine, shape: Shape<'a>) -> Info<'a> {
     let running = machine.state == MachineState::Running;
     Info {
         record: record(machine, shape),
-        disk_size: shape
-            .find(Kind::MissingOptionalKeys, machine)
-            .is_none()
-            .then_some(machine.disk_size),
+        disk_size: shape.is_full(machine).then_some(machine.disk_size),
         ip4: running.then(|| catalog::ip4(machine.address)),
         ip6: running.then(|| catalog::ip6(&machine.id)),
         sim_future_key: shape.find(Kind::UnknownKeys, machine).map(|_| "x"),
@@ -174,7 +178,7 @@ pub(crate) fn info_text(machine: &Machine, shape: Shape<'_>) -> String {
 pub(crate) fn table(machines: &[&Machine], shape: Shape<'_>) -> String {
     const TITLES: [&str; 7] = ["NAME", "STATE", "DISTRO", "VERSION", "ARCH", "SIZE", "IP"];
     let mut rows = vec![TITLES.map(str::to_owned)];
-    if std::io::stdout().is_terminal() {
+    if std::io::stdout().is_terminal() || shape.answers.list_dashes == ListDashes::Always {
         rows.push(TITLES.map(|title| "-".repeat(title.len())));
     }
     for machine in machines {
@@ -225,8 +229,11 @@ fn size(bytes: u64) -> String {
 }
 
 /// Formats JSON as the stand-in prints it; whether the real tool indents is not known.
-pub(crate) fn json(value: &impl Serialize) -> Outcome<String> {
-    let text = serde_json::to_string_pretty(value);
+pub(crate) fn json(value: &impl Serialize, form: JsonForm) -> Outcome<String> {
+    let text = match form {
+        JsonForm::Indented => serde_json::to_string_pretty(value),
+        JsonForm::Compact => serde_json::to_string(value),
+    };
     text.map(|text| text + "\n")
         .map_err(|error| Refusal::Whole(error.to_string()))
 }

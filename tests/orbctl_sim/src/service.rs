@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::Sim;
+use crate::answers::StopReturns;
 use crate::commands::change::{self, Task};
 use crate::ledger::Ledger;
 use crate::refusal::{Outcome, Refusal};
@@ -39,6 +40,11 @@ struct Order {
 
 /// Hands over a change and waits for its reply, or dies as scripted.
 pub(crate) fn hand_over(sim: &Sim<'_>, task: Task, troubles: &[Trouble]) -> Outcome<Reply> {
+    let inventory = sim.store.read()?;
+    let stops_known = match &task {
+        Task::Stop { machines } => machines.iter().all(|name| inventory.find(name).is_some()),
+        _ => false,
+    };
     let order = Order {
         invocation: sim.ledger.id().to_owned(),
         task,
@@ -65,6 +71,9 @@ pub(crate) fn hand_over(sim: &Sim<'_>, task: Task, troubles: &[Trouble]) -> Outc
     stdout.read_line(&mut line)?;
     if let Some(trouble) = troubles.iter().find(|t| t.kind == Kind::MadeThoughClientDied) {
         trouble::die(trouble.ending);
+    }
+    if sim.settings.answers.everywhere().stop_returns == StopReturns::Early && stops_known {
+        return Ok(Reply::silent());
     }
     line.clear();
     stdout.read_line(&mut line)?;
@@ -100,7 +109,9 @@ pub(crate) fn work() -> Outcome<Reply> {
         store,
         ledger: &ledger,
     };
-    let reply = Reply::from(change::carry_out(&sim, &order.task));
+    let answers = sim.settings.answers.everywhere();
+    let done = change::carry_out(&sim, &order.task);
+    let reply = Reply::from(done.map_err(|refusal| refusal.of(order.task.name(), answers)));
     let reply = serde_json::to_string(&reply).map_err(|error| Refusal::Whole(error.to_string()))?;
     say(&reply);
     Ok(Reply::silent())

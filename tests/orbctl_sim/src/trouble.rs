@@ -154,7 +154,7 @@ pub(crate) fn nil_pointer() -> Reply {
 }
 
 /// The box that announces an update, in our own words.
-const BANNER: &str = "
+pub(crate) const BANNER: &str = "
 ╭──────────────────────────────────────────╮
 │  An update is waiting: 2.2.3 -> 2.2.4    │
 │  (orbctl-sim: scripted, nothing to get)  │

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::Sim;
+use crate::answers::StopStopped;
 use crate::args::{Program, Words};
 use crate::catalog;
 use crate::commands::held::{Held, vacant};
@@ -299,6 +300,8 @@ fn stop(sim: &Sim<'_>, target: &str) -> Outcome<()> {
     if held.machine.state == MachineState::Stopping {
         held.pass_time();
         held.halt()?;
+    } else if sim.settings.answers.everywhere().stop_stopped == StopStopped::Refused {
+        return Err(held.refuse("machine is not running"));
     }
     held.done = true;
     Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use crate::Sim;
+use crate::answers::ConfigGet;
 use crate::args::Program;
 use crate::commands::Command;
 use crate::grammar::CONFIG;
@@ -152,8 +153,14 @@ pub(crate) fn execute(sim: &Sim<'_>, command: &ConfigCommand) -> Outcome<Reply> 
                 .collect::<String>(),
         )),
         ConfigCommand::Get { key } => {
-            let value = all(&sim.store.read()?).remove(key).ok_or_else(|| unknown(key))?;
-            Ok(Reply::text(value + "\n"))
+            let all = all(&sim.store.read()?);
+            let pair = |key: &str, value: &str| [key, ": ", value, "\n"].concat();
+            let value = all.get(key).ok_or_else(|| unknown(key))?;
+            Ok(Reply::text(match sim.settings.answers.everywhere().config_get {
+                ConfigGet::Value => value.clone() + "\n",
+                ConfigGet::Pair => pair(key, value),
+                ConfigGet::Everything => all.iter().map(|(key, value)| pair(key, value)).collect(),
+            }))
         }
         ConfigCommand::Set { key, value } => sim.store.change(|inventory| {
             set(inventory, key, Some(value))?;

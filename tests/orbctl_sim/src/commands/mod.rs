@@ -11,12 +11,16 @@ mod run;
 mod transfer;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use crate::Sim;
+use crate::answers::{
+    Answers, ChangeOutput, DeleteQuestion, LeadingFlags, ListStopped, LogsFollow, RemoveVerb, RunDashes,
+    ShutdownVerb,
+};
 use crate::args::{Program, Syntax};
 use crate::catalog;
-use crate::grammar::{self, RUN};
+use crate::grammar::{self, RUN, RUN_WITH_DASHES};
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
 use crate::script::{Kind, Trouble};
@@ -72,11 +76,39 @@ pub(crate) fn first_word(words: &[OsString]) -> String {
         .unwrap_or_default()
 }
 
+/// How the program was called: its name, and the answers that decide what it accepts.
+#[derive(Clone, Copy)]
+pub(crate) struct Called {
+    pub(crate) program: Program,
+    pub(crate) answers: Answers,
+}
+
+impl Called {
+    /// Finds a command by its name or alias.
+    fn find(self, name: &str) -> Option<&'static Syntax> {
+        let answers = self.answers;
+        match name {
+            "shutdown" if answers.shutdown_verb == ShutdownVerb::Unknown => None,
+            "rm" | "remove" if answers.remove_verb == RemoveVerb::Delete => grammar::find("delete"),
+            "run" | "shell" => Some(self.run()),
+            name => grammar::find(name),
+        }
+    }
+
+    fn run(self) -> &'static Syntax {
+        match self.answers.run_dashes {
+            RunDashes::Refused => &RUN,
+            RunDashes::Accepted => &RUN_WITH_DASHES,
+        }
+    }
+}
+
 /// Parses the arguments of an invocation.
-pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
+pub(crate) fn parse(called: Called, words: &[OsString]) -> Outcome<Command> {
+    let program = called.program;
     let Some((first, rest)) = words.split_first() else {
         return match program {
-            Program::Orb => parse_run(program, words),
+            Program::Orb => parse_as(called, called.run(), words),
             Program::Orbctl => Ok(Command::Help(HELP.to_owned())),
         };
     };
@@ -86,40 +118,47 @@ pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
         "help" | "--help" | "-h" => return Ok(help(program, rest)),
         "config" => return config::parse(program, rest),
         // Flags of `run` may precede the command.
-        flag if flag.starts_with('-') => return parse_leading_flags(program, words),
+        flag if flag.starts_with('-') => return parse_leading_flags(called, words),
         _ => {}
     }
-    match (grammar::find(&name), program) {
-        (Some(syntax), _) => parse_as(program, syntax, rest),
+    match (called.find(&name), program) {
+        (Some(syntax), _) => parse_as(called, syntax, rest),
         (None, _) if grammar::is_not_played(&name) => {
             Err(Refusal::own(format!("'{name}' is not played by the stand-in")))
         }
-        (None, Program::Orb) => parse_run(program, words),
+        (None, Program::Orb) => parse_as(called, called.run(), words),
         (None, Program::Orbctl) => Err(unknown(program, &name)),
     }
 }
 
 /// Parses flags of `run` that precede their command.
-fn parse_leading_flags(program: Program, words: &[OsString]) -> Outcome<Command> {
-    let behind = RUN.split(program, words)?.rest;
+fn parse_leading_flags(called: Called, words: &[OsString]) -> Outcome<Command> {
+    let program = called.program;
+    if called.answers.leading_flags == LeadingFlags::Refused {
+        let flag = first_word(words);
+        return Err(Refusal::Usage(format!(
+            "Error: unknown flag {flag}\nUsage:\n  {} [command]",
+            program.name()
+        )));
+    }
+    let behind = called.run().split(program, words)?.rest;
     let (flags, _) = words.split_at(words.len() - behind.len());
     let first = behind
         .first()
         .map(|word| word.to_string_lossy())
         .unwrap_or_default();
-    let syntax = grammar::find(&first).filter(|_| grammar::TAKES_LEADING_FLAGS.contains(&&*first));
+    let syntax = called
+        .find(&first)
+        .filter(|_| grammar::TAKES_LEADING_FLAGS.contains(&&*first));
     match (syntax, program) {
-        (Some(syntax), _) => parse_as(program, syntax, &[flags, &behind[1..]].concat()),
-        (None, Program::Orb) => parse_run(program, words),
+        (Some(syntax), _) => parse_as(called, syntax, &[flags, &behind[1..]].concat()),
+        (None, Program::Orb) => parse_as(called, called.run(), words),
         (None, Program::Orbctl) => Err(unknown(program, &first)),
     }
 }
 
-fn parse_run(program: Program, words: &[OsString]) -> Outcome<Command> {
-    parse_as(program, &RUN, words)
-}
-
-fn parse_as(program: Program, syntax: &Syntax, words: &[OsString]) -> Outcome<Command> {
+fn parse_as(called: Called, syntax: &Syntax, words: &[OsString]) -> Outcome<Command> {
+    let program = called.program;
     let words = syntax.read(program, words)?;
     if words.has("help") {
         return Ok(Command::Help(syntax.usage(program)));
@@ -150,6 +189,9 @@ fn parse_as(program: Program, syntax: &Syntax, words: &[OsString]) -> Outcome<Co
         "default" => Command::Default {
             machine: words.operands().pop(),
         },
+        "logs" if words.has("follow") && called.answers.logs_follow == LogsFollow::Unknown => {
+            return Err(syntax.refuse(program, "unknown flag: --follow"));
+        }
         "logs" => Command::Logs {
             machine: words.operand(0),
             all: words.has("all"),
@@ -255,8 +297,18 @@ impl Command {
 
 /// Executes a command.
 pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> Reply {
+    let answers = sim.settings.answers.everywhere();
     let wakes = command.wakes_service();
-    let result = wake(sim, wakes, troubles).and_then(|()| match command {
+    let is_read = matches!(command, Command::List(_) | Command::Info { .. });
+    let is_plain = matches!(command, Command::Info { .. } | Command::Run(_));
+    let is_change = matches!(command, Command::Change(_) | Command::Delete { .. });
+    let name = command.name();
+    let ready = match answers.list_stopped {
+        ListStopped::Answers if is_read => Ok(()),
+        ListStopped::Refuses if is_read => refuse_if_stopped(sim),
+        _ => wake(sim, wakes, troubles),
+    };
+    let result = ready.and_then(|()| match command {
         Command::List(listing) => query::list(sim, &listing, troubles),
         Command::Info { machine, format } => query::info(sim, &machine, format, troubles),
         Command::Status => query::status(sim),
@@ -276,7 +328,30 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
         Command::Update { check } => Ok(query::update(check)),
         Command::Help(text) => Ok(Reply::text(text + "\n")),
     });
-    Reply::from(result)
+    let mut reply = Reply::from(if is_plain {
+        result
+    } else {
+        result.map_err(|refusal| refusal.of(name, answers))
+    });
+    if is_change && reply.exit == 0 {
+        let line = format!("{name}: done\n").into_bytes();
+        match answers.change_output {
+            ChangeOutput::Nothing => {}
+            ChangeOutput::Stdout => reply.stdout.extend(line),
+            ChangeOutput::Stderr => reply.stderr.extend(line),
+        }
+    }
+    reply
+}
+
+/// Refuses a command that would have to start OrbStack. The text is that of any Go program whose service is absent.
+fn refuse_if_stopped(sim: &Sim<'_>) -> Outcome<()> {
+    if sim.store.read()?.service == ServiceState::Running {
+        return Ok(());
+    }
+    Err(Refusal::Whole(
+        "dial unix vmcontrol.sock: connect: no such file or directory".to_owned(),
+    ))
 }
 
 /// Starts OrbStack if it is stopped, and waits for a start in progress.
@@ -309,7 +384,19 @@ fn delete(sim: &Sim<'_>, machines: Vec<String>, force: bool, troubles: &[Trouble
         "WARNING: This will PERMANENTLY DELETE ALL DATA in the following machines:\n\
          {names}You cannot undo this action.\n\nContinue [y/N]? "
     );
-    if force || is_confirmed(&question)? {
+    let without_terminal = sim.settings.answers.everywhere().delete_question;
+    let confirmed = force
+        || match without_terminal {
+            _ if io::stdin().is_terminal() => is_confirmed(&question)?,
+            DeleteQuestion::Read => is_confirmed(&question)?,
+            DeleteQuestion::Refused => {
+                return Err(Refusal::Whole(
+                    "delete needs a terminal to ask, or --force".to_owned(),
+                ));
+            }
+            DeleteQuestion::Skipped => true,
+        };
+    if confirmed {
         service::hand_over(sim, Task::Delete { machines }, troubles)
     } else {
         Ok(Reply::exit(1))

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::Sim;
+use crate::answers::{DefaultNone, EmptyList, StatusStarting};
 use crate::catalog;
 use crate::refusal::{Outcome, Refusal};
 use crate::render::{self, Shape};
@@ -45,10 +46,18 @@ pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Ou
     sim.settings.latency.pass_half("list");
     let wanted = |machine: &&Machine| !listing.running || machine.state == MachineState::Running;
     let machines: Vec<&Machine> = inventory.machines.iter().filter(wanted).collect();
-    let shape = Shape::new(troubles);
+    let answers = sim.settings.answers.everywhere();
+    let shape = Shape::new(troubles, answers);
     let empty = troubles.iter().find(|trouble| trouble.kind == Kind::EmptyList);
     if let Some(trouble) = empty.filter(|_| machines.is_empty() && listing.format == Format::Json) {
         return Ok(Reply::text(trouble.text.as_deref().unwrap_or("null\n")));
+    }
+    if machines.is_empty() && !listing.quiet && listing.format == Format::Json {
+        match answers.empty_list {
+            EmptyList::Brackets => {}
+            EmptyList::Null => return Ok(Reply::text("null\n")),
+            EmptyList::Nothing => return Ok(Reply::silent()),
+        }
     }
     Ok(Reply::text(match (listing.quiet, listing.format) {
         (true, _) => machines
@@ -58,7 +67,7 @@ pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Ou
         (false, Format::Text) => render::table(&machines, shape),
         (false, Format::Json) => {
             let records = machines.iter().map(|machine| render::record(machine, shape));
-            render::json(&records.collect::<Vec<_>>())?
+            render::json(&records.collect::<Vec<_>>(), answers.json_form)?
         }
     }))
 }
@@ -71,10 +80,11 @@ pub(crate) fn info(sim: &Sim<'_>, target: &str, format: Format, troubles: &[Trou
     let machine = inventory
         .find(target)
         .ok_or_else(|| Refusal::MachineNotFound(target.to_owned()))?;
-    let shape = Shape::new(troubles);
+    let answers = sim.settings.answers.everywhere();
+    let shape = Shape::new(troubles, answers);
     Ok(Reply::text(match format {
         Format::Text => render::info_text(machine, shape),
-        Format::Json => render::json(&render::info(machine, shape))?,
+        Format::Json => render::json(&render::info(machine, shape), answers.json_form)?,
     }))
 }
 
@@ -85,7 +95,10 @@ pub(crate) fn status(sim: &Sim<'_>) -> Outcome<Reply> {
     sim.settings.latency.pass_half("status");
     let (word, exit) = match service {
         ServiceState::Running => ("Running\n", 0),
-        ServiceState::Starting => ("Starting\n", 1),
+        ServiceState::Starting => {
+            let fails = sim.settings.answers.everywhere().status_starting == StatusStarting::Fails;
+            ("Starting\n", u8::from(fails))
+        }
         ServiceState::Stopped => ("Stopped\n", 1),
     };
     Ok(Reply {
@@ -108,7 +121,11 @@ pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> 
     sim.settings.latency.pass("default");
     let Some(machine) = machine else {
         let default = sim.store.read()?.default;
-        return Ok(Reply::text(default.unwrap_or_else(|| "none".to_owned()) + "\n"));
+        return Ok(match (default, sim.settings.answers.everywhere().default_none) {
+            (Some(name), _) => Reply::text(name + "\n"),
+            (None, DefaultNone::Word) => Reply::text("none\n"),
+            (None, DefaultNone::Nothing) => Reply::silent(),
+        });
     };
     sim.store.change(|inventory| {
         inventory.default = if machine == "none" {

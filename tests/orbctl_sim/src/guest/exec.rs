@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::Sim;
-use crate::answers::{Answers, RunChildren, RunLost, RunProfile, RunShell, RunSignals};
+use crate::answers::{Answers, Orbenv, RunChildren, RunFolder, RunLost, RunProfile, RunShell, RunSignals};
 use crate::guest::Isolation;
 use crate::guest::accounts::Account;
 use crate::guest::directory::Note;
@@ -152,7 +152,10 @@ fn in_directory(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Resu
 fn shared_folder(sim: &Sim<'_>, machine: &Machine) -> Option<PathBuf> {
     let current = std::env::current_dir().ok();
     let in_home = |folder: &PathBuf| folder.starts_with(&sim.settings.user_home);
-    current.filter(in_home).filter(|_| !machine.config.isolated)
+    let keeps = sim.settings.answers.in_machine(&machine.name).run_folder == RunFolder::Kept;
+    current
+        .filter(in_home)
+        .filter(|_| keeps && !machine.config.isolated)
 }
 
 fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
@@ -211,7 +214,10 @@ fn prepare(
             child.env(name, if proxy { translate(value) } else { value });
         }
     }
-    let listed = std::env::var_os("ORBENV").unwrap_or_default();
+    let listed = match command.answers.orbenv {
+        Orbenv::Passed => std::env::var_os("ORBENV").unwrap_or_default(),
+        Orbenv::Ignored => OsString::new(),
+    };
     let listed = listed
         .as_bytes()
         .split(|byte| *byte == b':')
