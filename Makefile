@@ -77,7 +77,7 @@ docs: $(VENV)/docs ## build the documentation in build/docs; warnings, such as d
 	@echo "open build/docs/index.html"
 
 coverage-rust: ## measure which lines the Rust unit tests reach (needs cargo-tarpaulin; see CONTRIBUTING.md)
-	$(CARGO) tarpaulin --engine ptrace --workspace --exclude orbd-tests --exclude orbctl-sim --lib --bins --target-dir target/coverage \
+	$(CARGO) tarpaulin --engine ptrace --workspace --exclude orbd-conformance --exclude orbd-tests --exclude orbctl-sim --lib --bins --target-dir target/coverage \
 		--exclude-files 'tests/*' --exclude-files '*/tests.rs' -- --test-threads 1
 
 hooks: $(VENV)/ready ## install git hooks that run the checks of CI before each commit and push
@@ -99,8 +99,8 @@ soak-channels: ## run 100,000 commands (COMMANDS=n) through channels while their
 	ORBD_SOAK_CYCLES=1 ORBD_SOAK_COMMANDS=$(COMMANDS) $(CARGO) test -p orbd-tests --test suite -- --nocapture channel_soak
 	ORBD_SOAK_CYCLES=1 $(CARGO) test -p orbd-tests --test suite -- --ignored every_combination_of_shells
 
-bless: $(VENV)/ready ## rewrite proto/openrpc.json, what is generated from it, the golden examples and the reference in docs/cli.md
-	ORBD_BLESS=1 $(CARGO) test -p orbd-tests --test suite -- golden published
+bless: $(VENV)/ready ## rewrite proto/openrpc.json, what is generated from it, the golden examples, docs/claims.md and the reference in docs/cli.md
+	ORBD_BLESS=1 $(CARGO) test -p orbd-tests --test suite -- claims golden published
 	ORBD_BLESS=1 $(CARGO) test -p orbd-ctl -- reference
 	$(VENV)/bin/python $(CLIENT)/tools/generate.py
 

@@ -2,6 +2,7 @@
 
 mod channel_differential;
 mod channel_soak;
+mod claims;
 mod ctl_config;
 mod ctl_doctor;
 mod ctl_events;
