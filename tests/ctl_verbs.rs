@@ -221,7 +221,11 @@ const MEANT_WRONG: &[Case] = &[
         4,
         &["not set", "orbd-ctl config show"],
     ),
-    (&["config", "set", "no.such.key", "1"], 1, &["unknown config key"]),
+    (
+        &["config", "set", "no.such.key", "1"],
+        2,
+        &["has no key 'no.such.key'"],
+    ),
     (&["jobs", "-n", "0"], 2, &["-n", "1 to 10000"]),
     (&["jobs", "-m", ""], 2, &["machine", "empty"]),
     (
@@ -364,9 +368,9 @@ fn config_add_and_remove_change_a_list() {
     );
     assert_eq!(mounts(), before);
     let output = call(&world, &["config", "add", "no.such.key", "x"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("unknown config key"),
+        String::from_utf8_lossy(&output.stderr).contains("has no key 'no.such.key'"),
         "{}",
         self::said(&output)
     );

@@ -281,10 +281,10 @@ class TestErrors:
     def test_export_to_a_missing_directory_fails(self, daemon: RealDaemon, tmp_path: Path) -> None:
         assert play(operations.vm_export, "base", str(tmp_path / "none" / "file")).failed
 
-    def test_unknown_config_key_fails_with_orbstacks_message(self, daemon: RealDaemon) -> None:
+    def test_unknown_config_key_fails_and_names_the_key(self, daemon: RealDaemon) -> None:
         played = play(operations.orbstack_config_set, "nonsense", "1")
         assert played.failed
-        assert "unknown config key: 'nonsense'" in played.said
+        assert "OrbStack's configuration has no key 'nonsense'" in played.said
 
     def test_missing_daemon_fails_the_host_without_a_traceback(self, daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ORBD_SOCKET", "/tmp/orbd-missing.sock")
