@@ -11,7 +11,7 @@ CYCLES ?= 1000
 COMMANDS ?= 100000
 
 .PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-format check-rust \
-	check-python check-spelling coverage-rust hooks ci deny soak soak-channels bench bless dist wheels formula version package release-check clean
+	check-python check-spelling conformance coverage-rust hooks ci deny soak soak-channels bench bless dist wheels formula version package release-check clean
 .DELETE_ON_ERROR:
 
 help: ## print this list
@@ -88,6 +88,10 @@ ci: ## everything that CI runs on Linux; installs Debian packages if run as root
 
 deny: ## check licences, sources and advisories of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny check
+
+conformance: ## check what orbd assumes about orbctl: the stand-in, or OrbStack (ORBCTL=real, or a path; ARGS=--create with machines)
+	$(CARGO) build --quiet -p orbctl-sim -p orbd-conformance
+	target/debug/orbd-conformance --orbctl $(ORBCTL) $(ARGS)
 
 soak: ## kill the daemon under load 1000 times (CYCLES=n) and print the figures
 	ORBD_SOAK_CYCLES=$(CYCLES) $(CARGO) test -p orbd-tests --test suite -- --nocapture under_load_and_many_deaths

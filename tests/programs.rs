@@ -1,7 +1,7 @@
 //! The programs under test: builds them and returns their paths.
 //!
 //! Cargo gives the paths of programs (`CARGO_BIN_EXE_*`) only to the tests of the package that contains them, and orbd, its command line
-//! and the stand-in for `orbctl` are three packages. Their first use in a test process therefore runs `cargo build`, which takes a
+//! and the stand-in for `orbctl` are packages of their own. Their first use in a test process therefore runs `cargo build`, which takes a
 //! moment if they are up to date.
 
 use std::path::Path;
@@ -13,6 +13,7 @@ struct Programs {
     orbd: String,
     orbd_ctl: String,
     orbctl_sim: String,
+    conformance: String,
 }
 
 static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
@@ -26,6 +27,7 @@ static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
         orbd: path("orbd"),
         orbd_ctl: path("orbd-ctl"),
         orbctl_sim: path("orbctl-sim"),
+        conformance: path("orbd-conformance"),
     }
 });
 
@@ -38,7 +40,16 @@ fn build(folder: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .args(["build", "--quiet", "--locked", "--bins"])
-        .args(["-p", "orbd", "-p", "orbd-ctl", "-p", "orbctl-sim"])
+        .args([
+            "-p",
+            "orbd",
+            "-p",
+            "orbd-ctl",
+            "-p",
+            "orbctl-sim",
+            "-p",
+            "orbd-conformance",
+        ])
         .arg("--manifest-path")
         .arg(root().join("Cargo.toml"));
     if folder.ends_with("release") {
@@ -61,6 +72,11 @@ pub fn orbd_ctl() -> &'static str {
 /// Returns the path of `orbctl-sim`.
 pub fn orbctl_sim() -> &'static str {
     &PROGRAMS.orbctl_sim
+}
+
+/// Returns the path of `orbd-conformance`.
+pub fn conformance() -> &'static str {
+    &PROGRAMS.conformance
 }
 
 /// Returns the root of the source tree.

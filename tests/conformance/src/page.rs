@@ -12,6 +12,10 @@ const BEGINNING: &str = "\
 
 <!-- Generated from tests/claims.toml: `make bless` rewrites this page. -->
 
+To compare these assumptions with the tool on your Mac, run `make conformance ORBCTL=real` in a checkout. It only reads, takes at most a
+minute, and writes a report without names, paths or addresses. With `ARGS=--create` it also makes, changes and deletes two machines
+`orbd-conformance-*`.
+
 OrbStack is closed source and orbd has never run on it. Everything that orbd knows comes from public recordings and reports. **Recorded**:
 output of the real tool is public. **Stated**: its vendor or its users say so. **Inferred**: it follows from the former. **Open**: no
 source settles it, or sources conflict; the likely answer stands here, and the simulator gives the
