@@ -367,6 +367,9 @@ fn the_login_shell_can_be_chosen_for_each_machine() {
         assert_eq!(output.status.code(), Some(127));
         let stderr = text(&output.stderr);
         assert!(stderr.starts_with(refusal), "{shell}: {stderr}");
+        let own = if shell == "busybox" { "sh" } else { shell };
+        let output = run(&["sh", "-c", "echo $SHELL"]);
+        assert!(text(&output.stdout).trim().ends_with(own), "{output:?}");
         let words = [
             "sh",
             "-c",

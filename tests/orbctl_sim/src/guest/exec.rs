@@ -206,7 +206,9 @@ fn prepare(
     directory: Option<&Path>,
     translate: impl Fn(OsString) -> OsString,
 ) -> Result<Prepared> {
-    let mut child = shell_or_program(&command, account, path, directory)?;
+    let shell = LoginShell::choose(command.answers.run_shell, &account.shell, path)?;
+    let variable = shell.variable();
+    let mut child = shell_or_program(&command, shell, account, path, directory);
     child.env_clear();
     for name in PASSING {
         if let Some(value) = std::env::var_os(name) {
@@ -239,7 +241,7 @@ fn prepare(
         .env("HOME", &account.home)
         .env("USER", &account.name)
         .env("LOGNAME", &account.name)
-        .env("SHELL", &account.shell)
+        .env("SHELL", variable)
         .env("PWD", folder)
         .current_dir(folder)
         .stdin(command.stdin.unwrap_or_else(Stdio::inherit))
@@ -255,10 +257,11 @@ fn prepare(
 /// Returns the program itself if the shell would only `exec` it, else the login shell.
 fn shell_or_program(
     command: &GuestCommand,
+    mut shell: LoginShell,
     account: &Account,
     path: &str,
     directory: Option<&Path>,
-) -> Result<Command> {
+) -> Command {
     let reads_profile = command.profile || command.answers.run_profile == RunProfile::Read;
     if let Some((first, rest)) = command.words.split_first()
         && command.answers.run_shell == RunShell::Skipped
@@ -267,13 +270,12 @@ fn shell_or_program(
     {
         let mut child = Command::new(program);
         child.arg0(first).args(rest);
-        return Ok(child);
+        return child;
     }
-    let mut shell = LoginShell::choose(command.answers.run_shell, &account.shell, path)?;
     if reads_profile {
         shell.read_profile(directory.map(|_| Path::new(&account.home)));
     }
-    Ok(shell.command(&command.words))
+    shell.command(&command.words)
 }
 
 /// Returns the program that a first word names, unless the word means something else to a shell.

@@ -53,6 +53,15 @@ impl LoginShell {
         }
     }
 
+    /// Returns the value of SHELL. As a login shell, busybox is its applet.
+    pub(super) fn variable(&self) -> PathBuf {
+        if self.program.ends_with(&self.name) {
+            self.program.clone()
+        } else {
+            self.program.with_file_name(&self.name)
+        }
+    }
+
     /// Makes the shell read its profile. In a directory machine that is only the one of the machine: those of the host
     /// would set a PATH on which `sudo` is the host's.
     pub(super) fn read_profile(&mut self, home_of_directory: Option<&Path>) {
