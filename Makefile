@@ -10,7 +10,7 @@ ORBCTL ?= sim
 CYCLES ?= 1000
 COMMANDS ?= 100000
 
-.PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-format check-rust \
+.PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-answers test-wheel fmt fix check check-format check-rust \
 	check-python check-spelling conformance coverage-rust hooks ci deny soak soak-channels bench bless dist wheels formula version package release-check clean
 .DELETE_ON_ERROR:
 
@@ -88,6 +88,11 @@ ci: ## everything that CI runs on Linux; installs Debian packages if run as root
 
 deny: ## check licences, sources and advisories of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny check
+
+test-answers: $(VENV)/ready ## run tests with the other answer to each open claim about orbctl, and print what breaks (ARGS=CLAIM)
+	$(CARGO) build --quiet --bins
+	$(CARGO) test --quiet -p orbd-tests --test suite --no-run
+	target/debug/orbd-answers $(ARGS)
 
 conformance: ## check what orbd assumes about orbctl: the stand-in, or OrbStack (ORBCTL=real, or a path; ARGS=--create with machines)
 	$(CARGO) build --quiet -p orbctl-sim -p orbd-conformance

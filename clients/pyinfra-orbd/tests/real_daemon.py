@@ -77,6 +77,9 @@ class RealDaemon:
         }
         if script is not None:
             self.environment["ORBCTL_SIM_SCRIPT"] = str(script)
+        if answers := os.environ.get("ORBCTL_SIM_ANSWERS"):
+            # `make test-answers` runs the tests on a simulator that answers open questions in another way.
+            self.environment["ORBCTL_SIM_ANSWERS"] = answers
         self.log = folder / "orbd.log"
         self.process = self.start()
 

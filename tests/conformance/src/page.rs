@@ -19,7 +19,7 @@ minute, and writes a report without names, paths or addresses. With `ARGS=--crea
 OrbStack is closed source and orbd has never run on it. Everything that orbd knows comes from public recordings and reports. **Recorded**:
 output of the real tool is public. **Stated**: its vendor or its users say so. **Inferred**: it follows from the former. **Open**: no
 source settles it, or sources conflict; the likely answer stands here, and the simulator gives the
-[others](orbctl-sim.md#answers-to-open-questions).
+[others](orbctl-sim.md#answers-to-open-questions). `make test-answers` runs orbd's tests once with each of them.
 
 `gh#N` is issue N of OrbStack's issue tracker, `index:N` a file in an index of public repositories, `data:FILE` a recording in
 `tests/data/orbctl`.
@@ -59,6 +59,14 @@ pub fn page(table: &Table) -> String {
             },
             cell(then.map_or("", String::as_str)),
         );
+    }
+    page.push_str(
+        "\n### Tests that break\n\nUnder another answer these tests fail, because what they prove is not true then. All others that \
+         `make test-answers`\nruns pass.\n\n| claim | tests |\n|---|---|\n",
+    );
+    for claim in of(Confidence::Open).filter(|claim| !claim.breaks.is_empty()) {
+        let tests: Vec<String> = claim.breaks.iter().map(|test| format!("`{test}`")).collect();
+        let _ = writeln!(page, "| {} | {} |", claim.id, tests.join(", "));
     }
     for (confidence, title) in [
         (Confidence::Recorded, "Recorded"),
