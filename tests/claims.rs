@@ -96,9 +96,10 @@ fn the_page_of_claims_is_generated_from_the_table() {
     );
 }
 
-/// Runs the program in a home with a user of its own.
+/// Runs the program in a home with a user of its own, and with the troubles of its `script.toml`.
 fn conformance(home: &Path, words: &[&str], answers: &str) -> (Output, String) {
     let report = home.join("report.txt");
+    let script = home.join("script.toml");
     let output = Command::new(programs::conformance())
         .args(words)
         .arg("--report")
@@ -109,6 +110,7 @@ fn conformance(home: &Path, words: &[&str], answers: &str) -> (Output, String) {
         .env("ORBCTL_SIM_LATENCY", "0")
         .env("ORBCTL_SIM_ISOLATION", "dir")
         .env("ORBCTL_SIM_ANSWERS", answers)
+        .envs(script.is_file().then_some(("ORBCTL_SIM_SCRIPT", &script)))
         .output()
         .expect("it starts");
     let text = fs::read_to_string(&report).unwrap_or_default();
@@ -188,6 +190,16 @@ fn without_create_the_program_only_reads_and_reports_nothing_private() {
         fs::read(home.path().join("sim/state.json")).expect("a state"),
         before
     );
+    // Names in a list that the program cannot read are not known to it.
+    fs::write(
+        home.path().join("script.toml"),
+        "[[trouble]]\ncommand = \"list\"\nkind = \"list_half\"\n",
+    )
+    .expect("a script");
+    let (output, halved) = conformance(home.path(), &["--orbctl", tool], answers);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(halved.contains("DIFFERENT    recorded  list-json\n"), "{halved}");
+    let report = report + &halved;
     let id = sim(&["info", "customer-db"]);
     let id = id
         .lines()
@@ -211,4 +223,9 @@ fn a_missing_tool_and_an_unknown_argument_are_errors_of_their_own() {
     assert_eq!(stderr, "orbd-conformance: '/missing/orbctl' is not a file\n");
     let (output, _) = conformance(home.path(), &["--creat"], "");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let answers = Path::new(programs::conformance()).with_file_name("orbd-answers");
+    let output = Command::new(answers).arg("nosuch").output().expect("it starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(stderr, "orbd-answers: no claim has the id 'nosuch'\n");
 }

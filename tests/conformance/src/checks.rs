@@ -3,7 +3,7 @@
 mod machines;
 mod reads;
 
-use crate::tool::{Done, Tool};
+use crate::tool::{Done, Tool, describe_unseen};
 
 pub use machines::{PREFIX, check_machines, own_machines, remove_machines};
 pub use reads::check_reads;
@@ -26,6 +26,15 @@ impl Seen {
             Seen::Same
         } else {
             Seen::Different(tool.describe(done))
+        }
+    }
+
+    /// The same for a call whose output is about machines of the user.
+    fn when_unseen(holds: bool, done: &Done) -> Seen {
+        if holds {
+            Seen::Same
+        } else {
+            Seen::Different(describe_unseen(done))
         }
     }
 

@@ -223,11 +223,7 @@ impl Tool {
     /// Describes what a call did, for the report.
     #[must_use]
     pub fn describe(&self, done: &Done) -> String {
-        let mut parts = vec![match (done.timed_out, done.code) {
-            (true, _) => "no end in time".to_owned(),
-            (false, Some(code)) => format!("exit code {code}"),
-            (false, None) => "ended by a signal".to_owned(),
-        }];
+        let mut parts = vec![ending(done)];
         for (name, bytes) in [("stdout", &done.stdout), ("stderr", &done.stderr)] {
             if bytes.is_empty() {
                 parts.push(format!("no {name}"));
@@ -303,6 +299,29 @@ impl Running {
             stderr: locked(&self.stderr).clone(),
             time,
         }
+    }
+}
+
+/// Describes what a call did without its output, which is about machines of the user.
+#[must_use]
+pub fn describe_unseen(done: &Done) -> String {
+    let size = |name: &str, bytes: &[u8]| {
+        let lines = bytes.split_inclusive(|byte| *byte == b'\n').count();
+        format!("{lines} lines of {name}")
+    };
+    let parts = [
+        ending(done),
+        size("stdout", &done.stdout),
+        size("stderr", &done.stderr),
+    ];
+    parts.join(", ")
+}
+
+fn ending(done: &Done) -> String {
+    match (done.timed_out, done.code) {
+        (true, _) => "no end in time".to_owned(),
+        (false, Some(code)) => format!("exit code {code}"),
+        (false, None) => "ended by a signal".to_owned(),
     }
 }
 

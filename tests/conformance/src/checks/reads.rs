@@ -73,16 +73,16 @@ fn lists(tool: &mut Tool, results: &mut Results) -> Vec<Value> {
     let form = if list.out().trim() == "null" || list.stdout.is_empty() {
         Seen::nothing("there is no machine")
     } else {
-        Seen::when(list.code == Some(0) && parsed.is_some(), tool, &list)
+        Seen::when_unseen(list.code == Some(0) && parsed.is_some(), &list)
     };
     results.push(("list-json", form));
     let has_box = [&list.stdout, &list.stderr]
         .iter()
         .any(|bytes| String::from_utf8_lossy(bytes).contains('\u{256d}'));
-    results.push(("list-banner", Seen::when(!has_box, tool, &list)));
+    results.push(("list-banner", Seen::when_unseen(!has_box, &list)));
     results.push((
         "results-on-stdout",
-        Seen::when(list.stderr.is_empty(), tool, &list),
+        Seen::when_unseen(list.stderr.is_empty(), &list),
     ));
     let every = |holds: &dyn Fn(&Value) -> bool, what: &str| match records.iter().all(holds) {
         _ if is_empty => Seen::nothing("there is no machine"),
@@ -116,7 +116,7 @@ fn lists(tool: &mut Tool, results: &mut Results) -> Vec<Value> {
     results.push(("list-state-words", every(&state, "a word as its state")));
     let out = list.out();
     if is_empty {
-        let seen = Seen::when(list.code == Some(0) && out.trim_end() == "[]", tool, &list);
+        let seen = Seen::when_unseen(list.code == Some(0) && out.trim_end() == "[]", &list);
         results.push(("list-empty", seen));
     } else {
         let indented = out.ends_with("]\n") && out.starts_with("[\n ");
@@ -150,14 +150,10 @@ fn more_lists(tool: &Tool, records: &[Value], results: &mut Results) {
     let short = tool.read(&["list", "-fjson"]);
     results.push((
         "list-format-spelling",
-        Seen::when(
-            spelled.stdout == short.stdout && spelled.code == Some(0),
-            tool,
-            &short,
-        ),
+        Seen::when_unseen(spelled.stdout == short.stdout && spelled.code == Some(0), &short),
     ));
     let same_order = names(&again, false) == names(records, false);
-    results.push(("list-order", Seen::when(same_order, tool, &spelled)));
+    results.push(("list-order", Seen::when_unseen(same_order, &spelled)));
     for (id, flag, running) in [("list-quiet", "-q", false), ("list-running", "-rq", true)] {
         let done = tool.read(&["list", flag]);
         let mut listed: Vec<String> = done.out().lines().map(str::to_owned).collect();
@@ -166,7 +162,7 @@ fn more_lists(tool: &Tool, records: &[Value], results: &mut Results) {
         expected.sort();
         results.push((
             id,
-            Seen::when(done.code == Some(0) && listed == expected, tool, &done),
+            Seen::when_unseen(done.code == Some(0) && listed == expected, &done),
         ));
     }
     let table = tool.read(&["list"]);
@@ -178,7 +174,7 @@ fn more_lists(tool: &Tool, records: &[Value], results: &mut Results) {
         .split_whitespace()
         .collect();
     let known = ["NAME", "STATE", "DISTRO", "VERSION", "ARCH", "SIZE", "IP"];
-    results.push(("list-table", Seen::when(columns == known, tool, &table)));
+    results.push(("list-table", Seen::when_unseen(columns == known, &table)));
     let dashes = text.lines().nth(1).is_some_and(|line| line.starts_with("---"));
     results.push((
         "list-dashes",
@@ -261,7 +257,7 @@ fn settings(tool: &Tool, records: &[Value], results: &mut Results) {
         results.push(("default-none", Seen::when(name == "none", tool, &default)));
     } else {
         let known = records.iter().any(|record| record["name"] == name);
-        results.push(("default-name", Seen::when(known, tool, &default)));
+        results.push(("default-name", Seen::when_unseen(known, &default)));
         results.push(("default-none", Seen::nothing("there is a default machine")));
     }
     let show = tool.read(&["config", "show"]);
