@@ -6,6 +6,7 @@ mod claims;
 mod ctl_config;
 mod ctl_doctor;
 mod ctl_events;
+mod ctl_everyday;
 mod ctl_installation;
 mod ctl_run;
 mod ctl_service;

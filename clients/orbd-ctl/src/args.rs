@@ -27,6 +27,9 @@ pub(crate) struct Global {
     pub(crate) no_autostart: bool,
 }
 
+/// Help of the option that names a machine. A constant, because a doc comment would need markup that clap prints.
+pub(crate) const MACHINE_HELP: &str = "Name or id [default: $ORBD_MACHINE, else the default machine]";
+
 /// Options of every command that creates a job.
 #[derive(Debug, Args, Default, Clone)]
 pub(crate) struct JobOptions {

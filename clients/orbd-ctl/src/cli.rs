@@ -120,6 +120,7 @@ lost. `push`, `pull`, `export` and `import` exit with orbctl's code.
 
 Environment:
   ORBD_SOCKET     socket of the daemon [default: ~/.orbd/orbd.sock]
+  ORBD_MACHINE    machine of commands that name none [default: the default one]
   ORBD_AUTOSTART  0 = do not start the daemon on demand
   NO_COLOR        not empty = no colours
 

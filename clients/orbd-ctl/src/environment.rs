@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub(crate) struct Environment {
     /// `$ORBD_SOCKET`, unless empty.
     pub(crate) socket: Option<PathBuf>,
+    /// `$ORBD_MACHINE`, unless empty.
+    pub(crate) machine: Option<String>,
     /// `$HOME`, unless empty.
     pub(crate) home: Option<PathBuf>,
     /// `$XDG_CONFIG_HOME`, if it is an absolute path.
@@ -30,6 +32,8 @@ impl Environment {
         let given = |name: &str| get(name).filter(|value| !value.is_empty());
         Self {
             socket: given("ORBD_SOCKET").map(PathBuf::from),
+            // A value that is not UTF-8 is no machine's name; the daemon refuses what is left of it.
+            machine: given("ORBD_MACHINE").map(|name| name.to_string_lossy().into_owned()),
             home: given("HOME").map(PathBuf::from),
             config_home: given("XDG_CONFIG_HOME")
                 .map(PathBuf::from)

@@ -60,15 +60,16 @@ pub(super) fn default(context: &mut Context, args: DefaultArgs) -> Result<ExitCo
     change::carry_out::<MachineSetDefault>(context, &change, &[subject], &[params])
 }
 
-/// Returns the given machine, or the default machine if none was given.
+/// Returns the given machine, else `$ORBD_MACHINE`, else the default machine.
 pub(super) fn machine_or_default(context: &mut Context, named: Option<&String>) -> Result<String, CliError> {
-    if let Some(name) = named {
+    if let Some(name) = named.or(context.link.environment.machine.as_ref()) {
         return Ok(name.clone());
     }
     let watch = Wait::Ours("default", "the default machine".into());
     let answer = context.look::<MachineDefault>(watch, &ReadParams::default())?;
     answer.machine.ok_or_else(|| CliError::Absent {
         message: "no machine given, and no default machine set".into(),
-        hint: "name a machine with -m NAME, or set the default with `orbd-ctl default NAME`".into(),
+        hint: "name a machine with -m NAME or ORBD_MACHINE, or set the default with `orbd-ctl default NAME`"
+            .into(),
     })
 }

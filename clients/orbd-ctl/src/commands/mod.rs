@@ -7,6 +7,7 @@ mod change;
 mod clone;
 mod completions;
 mod config;
+mod cp;
 mod create;
 mod daemon;
 mod daemon_config;
@@ -55,6 +56,7 @@ use clone::CloneArgs;
 use completions::CompletionsArgs;
 use completions::ManArgs;
 use config::ConfigArgs;
+use cp::CpArgs;
 use create::CreateArgs;
 use daemon::DaemonArgs;
 use default::DefaultArgs;
@@ -68,6 +70,7 @@ use metrics::MetricsArgs;
 use queue::QueueArgs;
 use rename::RenameArgs;
 use restart::RestartArgs;
+use run::ExecArgs;
 use run::RunArgs;
 use service::ServiceArgs;
 use shell::ShellArgs;
@@ -76,7 +79,8 @@ use status::StatusArgs;
 use stop::StopArgs;
 use transfer::ExportArgs;
 use transfer::ImportArgs;
-use transfer::TransferArgs;
+use transfer::PullArgs;
+use transfer::PushArgs;
 use uninstall::UninstallArgs;
 use version::VersionArgs;
 
@@ -200,6 +204,13 @@ Examples:
   gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
   orbd-ctl run -m web -e MODE=test --timeout 5m make check
   orbd-ctl run -m web --detach make world        print the job id and return";
+    /// Run a command in a machine, whose name comes first
+    Exec(ExecArgs) "exec" [] "The same as `run -m NAME`, for fingers that type `docker exec`.
+
+Examples:
+  orbd-ctl exec web ls -la
+  orbd-ctl exec -u root web apt-get update
+  orbd-ctl exec -it web bash";
     /// Open a shell in a machine
     Shell(ShellArgs) "shell" ["sh"] "Runs the real orbctl with your terminal, directory and environment. orbd records the session, and starts \
 it when no change of the machine is running. An open session blocks nothing: the machine can be stopped meanwhile.
@@ -209,12 +220,22 @@ Examples:
   orbd-ctl shell web
   orbd-ctl shell web -u root
   orbd-ctl run -m web htop                       a command instead of a shell";
+    /// Copy files between the Mac and a machine
+    Cp(CpArgs) "cp" [] "The same as `push` or `pull`. NAME:PATH is a path in a machine; without a leading slash it starts in the guest \
+user's home. A name on the Mac with a colon in it needs a slash before the colon: ./a:b.
+
+Examples:
+  orbd-ctl cp web:/var/log/syslog .
+  orbd-ctl cp site.tar.gz web:               into the guest user's home
+  orbd-ctl cp a.conf b.conf web:/tmp/
+  orbd-ctl cp -u root hosts web:/etc/hosts";
     /// Copy files from the Mac into a machine
-    Push(TransferArgs) "push" [] "Examples:
+    Push(PushArgs) "push" [] "Examples:
   orbd-ctl push -m web site.tar.gz               into the guest user's home
-  orbd-ctl push -m web a.conf b.conf /tmp/";
+  orbd-ctl push -m web a.conf b.conf /tmp/
+  orbd-ctl push -m web -u root a.conf /etc/";
     /// Copy files from a machine to the Mac
-    Pull(TransferArgs) "pull" [] "Examples:
+    Pull(PullArgs) "pull" [] "Examples:
   orbd-ctl pull -m web /var/log/syslog
   orbd-ctl pull -m web notes.txt report.txt ./out/";
     /// Export a machine to an archive
@@ -340,7 +361,9 @@ pub(crate) fn carry_out(
         Command::Clone(args) => clone::clone(context, args),
         Command::Default(args) => default::default(context, args),
         Command::Run(args) => Ok(run::run(context, args)),
+        Command::Exec(args) => Ok(run::exec(context, args)),
         Command::Shell(args) => Ok(shell::shell(context, &args)),
+        Command::Cp(args) => cp::cp(context, args),
         Command::Push(args) => transfer::push(context, &args),
         Command::Pull(args) => transfer::pull(context, &args),
         Command::Export(args) => transfer::export(context, &args),

@@ -9,15 +9,15 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use orbd_client::Client;
 use orbd_host::caller_env::CallerEnv;
-use orbd_proto::methods::{JobInput, MachineList, MachineRun, MachineRunFollow};
-use orbd_proto::types::{JobInputParams, JobStateWord, ReadParams};
+use orbd_proto::methods::{JobInput, MachineInfo, MachineList, MachineRun, MachineRunFollow};
+use orbd_proto::types::{JobInputParams, JobStateWord, MachineInfoParams, ReadParams};
 
 use super::attach::{Guest, Variables, attach, code};
 use super::default::machine_or_default;
 use super::folder;
 use super::follow::{self, FollowedJob, Sink};
 use super::lease::Terminal;
-use crate::args::JobOptions;
+use crate::args::{JobOptions, MACHINE_HELP};
 use crate::console::Console;
 use crate::context::{Context, request};
 use crate::environment::variable;
@@ -28,14 +28,36 @@ use crate::progress::{Progress, Wait};
 
 /// `run`.
 #[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[arg(short, long, value_name = "NAME", help = MACHINE_HELP)]
+    pub(crate) machine: Option<String>,
+    #[command(flatten)]
+    pub(crate) guest: GuestOptions,
+    /// Program and arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// `exec`: `run` with the machine as the first word, as in docker.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    #[command(flatten)]
+    pub(crate) guest: GuestOptions,
+    /// Program and arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// Options of `run` and `exec`.
+#[derive(Debug, Args, Default)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each field is an independent command-line flag"
 )]
-pub(crate) struct RunArgs {
-    /// Name or id [default: the default machine]
-    #[arg(short, long, value_name = "NAME")]
-    pub(crate) machine: Option<String>,
+pub(crate) struct GuestOptions {
     /// Guest user [default: the machine's default user]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
@@ -63,12 +85,12 @@ pub(crate) struct RunArgs {
     /// Translate Mac paths in its arguments (runs the real orbctl)
     #[arg(short = 'p', long = "path", conflicts_with_all = ["no_input", "detach"])]
     pub(crate) translate_paths: bool,
+    /// Fail if the machine is not running, instead of starting it
+    #[arg(long)]
+    pub(crate) if_running: bool,
     /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobOptions,
-    /// Program and arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
-    pub(crate) command: Vec<String>,
 }
 
 /// Exit code with which a shell reports that a command was not found.
@@ -79,9 +101,17 @@ const INPUT_PIECE: usize = 48 << 10;
 
 /// Runs a command. Errors of the client itself have codes from 124 up, because the small ones are the command's.
 pub(super) fn run(context: &mut Context, args: RunArgs) -> ExitCode {
-    let ended = if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context)
+    if args.guest.if_running
+        && let Err(error) = check_running(context, args.machine.as_ref())
     {
-        environment(&args.env).and_then(|env| run_attached(context, &args, env))
+        return code(context, Err(error));
+    }
+    let ended = if args.guest.terminal
+        || args.guest.login_shell
+        || args.guest.translate_paths
+        || takes_terminal(&args, context)
+    {
+        environment(&args.guest.env).and_then(|env| run_attached(context, &args, env))
     } else {
         Interrupt::watch()
             .map_err(CliError::from)
@@ -89,6 +119,43 @@ pub(super) fn run(context: &mut Context, args: RunArgs) -> ExitCode {
             .map(ExitCode::from)
     };
     code(context, ended)
+}
+
+/// Runs a command in the machine that is its first argument.
+pub(super) fn exec(context: &mut Context, args: ExecArgs) -> ExitCode {
+    let ExecArgs {
+        machine,
+        guest,
+        command,
+    } = args;
+    let machine = Some(machine);
+    run(
+        context,
+        RunArgs {
+            machine,
+            guest,
+            command,
+        },
+    )
+}
+
+/// Returns an error if the machine is not running. `orbctl run` would start it.
+fn check_running(context: &mut Context, named: Option<&String>) -> Result<(), CliError> {
+    let machine = machine_or_default(context, named)?;
+    let params = MachineInfoParams {
+        machine: machine.clone(),
+        max_age_ms: Some(0),
+    };
+    let info = context.look::<MachineInfo>(Wait::Ours("info", format!("info {machine}")), &params)?;
+    match info.machine.state.as_str() {
+        "running" => Ok(()),
+        state => Err(CliError::Absent {
+            message: format!("machine {machine} is {state}, and --if-running is given"),
+            hint: format!(
+                "`orbd-ctl start {machine}` starts it; without --if-running, running a command starts it too"
+            ),
+        }),
+    }
 }
 
 /// Runs a command that needs a terminal, or an option that only the real tool implements.
@@ -99,21 +166,27 @@ fn run_attached(
 ) -> Result<ExitCode, CliError> {
     let variables = Variables::of(env)?;
     let guest = Guest {
-        user: args.user.as_deref(),
-        workdir: args.workdir.as_deref(),
-        login_shell: args.login_shell,
-        translate_paths: args.translate_paths,
+        user: args.guest.user.as_deref(),
+        workdir: args.guest.workdir.as_deref(),
+        login_shell: args.guest.login_shell,
+        translate_paths: args.guest.translate_paths,
         env: variables.env,
         caller_env: variables.caller_env,
         passed_by: variables.guest_env,
         command: &args.command,
     };
-    let terminal = if args.terminal || takes_terminal(args, context) {
+    let terminal = if args.guest.terminal || takes_terminal(args, context) {
         Terminal::Its
     } else {
         Terminal::Ours
     };
-    let ended = attach(context, args.machine.as_ref(), &args.job.limits, terminal, &guest)?;
+    let ended = attach(
+        context,
+        args.machine.as_ref(),
+        &args.guest.job.limits,
+        terminal,
+        &guest,
+    )?;
     if ended == ExitCode::from(NOT_FOUND)
         && let Some(first) = args.command.first()
     {
@@ -125,18 +198,20 @@ fn run_attached(
 /// Returns whether the command gets the terminal without `-t`, as with `orbctl run`. It does not with options that need the daemon to
 /// run the command.
 fn takes_terminal(args: &RunArgs, context: &Context) -> bool {
-    let needs_daemon = args.job.detach || args.job.limits.timeout.is_some() || context.console.json;
-    context.console.is_interactive && !args.no_terminal && !args.no_input && !needs_daemon
+    let needs_daemon =
+        args.guest.job.detach || args.guest.job.limits.timeout.is_some() || context.console.json;
+    context.console.is_interactive && !args.guest.no_terminal && !args.guest.no_input && !needs_daemon
 }
 
-fn carry_out(context: &mut Context, args: RunArgs, interrupt: &Interrupt) -> Result<u8, CliError> {
+pub(super) fn carry_out(context: &mut Context, args: RunArgs, interrupt: &Interrupt) -> Result<u8, CliError> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
-    let job_flags = args.job.options();
-    let input = if args.no_input || job_flags.detach {
+    let job_flags = args.guest.job.options();
+    let input = if args.guest.no_input || job_flags.detach {
         None
     } else {
         let typed = || {
-            args.interactive
+            args.guest
+                .interactive
                 .then(|| Box::new(io::stdin()) as Box<dyn Read + Send>)
         };
         context.console.input.take().or_else(typed)
@@ -148,14 +223,14 @@ fn carry_out(context: &mut Context, args: RunArgs, interrupt: &Interrupt) -> Res
         RunParams {
             machine,
             command: args.command,
-            user: args.user,
-            try_workdir: if args.workdir.is_none() {
+            user: args.guest.user,
+            try_workdir: if args.guest.workdir.is_none() {
                 folder::in_guest()
             } else {
                 None
             },
-            workdir: args.workdir,
-            env: environment(&args.env)?,
+            workdir: args.guest.workdir,
+            env: environment(&args.guest.env)?,
             caller_env: caller_env()?,
             stdin_text: None,
             stdin_base64: None,
@@ -307,22 +382,15 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::args::JobOptions;
     use crate::fake::{self, Fake, Peer};
 
     fn args(command: &[&str]) -> RunArgs {
         RunArgs {
             machine: Some("web".into()),
-            user: None,
-            workdir: None,
-            env: Vec::new(),
-            no_input: false,
-            interactive: false,
-            terminal: false,
-            no_terminal: true,
-            login_shell: false,
-            translate_paths: false,
-            job: JobOptions::default(),
+            guest: GuestOptions {
+                no_terminal: true,
+                ..GuestOptions::default()
+            },
             command: command.iter().map(|&word| word.into()).collect(),
         }
     }

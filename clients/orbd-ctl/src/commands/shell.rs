@@ -7,14 +7,13 @@ use clap::Args;
 
 use super::attach::{Guest, attach, code};
 use super::lease::Terminal;
-use crate::args::{LeaseOptions, duration};
+use crate::args::{LeaseOptions, MACHINE_HELP, duration};
 use crate::context::Context;
 
 /// `shell`.
 #[derive(Debug, Args)]
 pub(crate) struct ShellArgs {
-    /// Name or id [default: the default machine]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", help = MACHINE_HELP)]
     pub(crate) machine: Option<String>,
     /// The same as NAME, with orbctl's flag
     #[arg(

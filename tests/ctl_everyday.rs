@@ -1,0 +1,104 @@
+//! Everyday shortcuts of the command line: forms that users of docker, scp, kubectl and gh type.
+
+use std::fs;
+
+use crate::ctl_suite::{call, ctl, ok, said, succeeded};
+use crate::support::World;
+
+#[test]
+fn exec_is_run_with_the_machine_first() {
+    let world = World::with_machines(&["a", "b"]);
+    assert_eq!(ok(&world, &["exec", "a", "echo", "-n", "--json"]), "--json");
+    let output = call(&world, &["exec", "b", "sh", "-c", "exit 7"]);
+    assert_eq!(output.status.code(), Some(7), "{}", said(&output));
+    let output = call(&world, &["exec", "--detatch", "a", "echo"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(
+        said(&output).contains("did you mean '--detach'?"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn orbd_machine_names_the_machine_of_commands_that_name_none() {
+    let world = World::with_machines(&["a", "b"]);
+    let name_of = |words: &[&str], machine: &str| {
+        let output = ctl(&world, words).env("ORBD_MACHINE", machine).output();
+        succeeded(words, output.expect("it starts"));
+        let jobs = world.client().jobs();
+        jobs.last()
+            .and_then(|job| job.machine.clone())
+            .expect("a job of a machine")
+    };
+    assert_eq!(name_of(&["run", "true"], "b"), "b");
+    assert_eq!(name_of(&["run", "-m", "a", "true"], "b"), "a");
+    fs::write(world.path("home/file"), "text").expect("a file");
+    assert_eq!(name_of(&["push", "file"], "b"), "b");
+}
+
+#[test]
+fn run_if_running_does_not_start_a_machine() {
+    let world = World::with_machines(&["a"]);
+    assert_eq!(
+        ok(&world, &["run", "--if-running", "-m", "a", "echo", "up"]),
+        "up\n"
+    );
+    world.sim(&["stop", "a"]);
+    let output = call(&world, &["run", "--if-running", "-m", "a", "echo", "up"]);
+    assert_eq!(output.status.code(), Some(125), "{}", said(&output));
+    assert!(
+        said(&output).contains("machine a is stopped"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(world.truth(), [("a".into(), "stopped".into())]);
+}
+
+#[test]
+fn cp_copies_in_both_directions() {
+    let world = World::with_machines(&["a"]);
+    let read = |name: &str| fs::read_to_string(world.path(name)).expect("a file");
+    fs::write(world.path("home/one"), "1").expect("a file");
+    fs::write(world.path("home/two"), "2").expect("a file");
+    ok(&world, &["cp", "one", "two", "a:"]);
+    assert_eq!(
+        ok(
+            &world,
+            &["run", "-m", "a", "-w", "/", "sh", "-c", "cd; cat one two"]
+        ),
+        "12"
+    );
+    ok(&world, &["cp", "a:two", "back"]);
+    assert_eq!(read("home/back"), "2");
+    for (words, part) in [
+        (["cp", "one", "two"], "no path names a machine"),
+        (["cp", "a:one", "b:two"], "from machine to machine"),
+    ] {
+        let output = call(&world, &words);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(part), "{}", said(&output));
+    }
+}
+
+#[test]
+fn push_with_a_user_writes_the_file_as_that_user() {
+    let world = World::with_machines(&["a"]);
+    fs::write(world.path("home/one"), "text").expect("a file");
+    let info = ok(&world, &["info", "a", "--json"]);
+    let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+    let user = info["machine"]["config"]["default_username"]
+        .as_str()
+        .expect("a user");
+    ok(&world, &["push", "-m", "a", "-u", user, "one", "copy"]);
+    assert_eq!(
+        ok(&world, &["run", "-m", "a", "-w", "/", "sh", "-c", "cd; cat copy"]),
+        "text"
+    );
+    let output = call(&world, &["push", "-m", "a", "-u", user, ".", "copy"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("copies files"), "{}", said(&output));
+    let output = call(&world, &["push", "-m", "a", "-u", user, "one", "no/such/folder"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("was not copied"), "{}", said(&output));
+}
