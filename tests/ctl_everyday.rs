@@ -1,6 +1,7 @@
 //! Everyday shortcuts of the command line: forms that users of docker, scp, kubectl and gh type.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 
 use crate::ctl_suite::{call, ctl, ok, said, succeeded};
 use crate::support::World;
@@ -101,4 +102,72 @@ fn push_with_a_user_writes_the_file_as_that_user() {
     let output = call(&world, &["push", "-m", "a", "-u", user, "one", "no/such/folder"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("was not copied"), "{}", said(&output));
+}
+
+#[test]
+fn list_shows_size_address_and_the_default_machine() {
+    let world = World::with_machines(&["a", "b"]);
+    ok(&world, &["default", "b"]);
+    world.sim(&["stop", "a"]);
+    let list = ok(&world, &["list", "--max-age", "0"]);
+    let lines: Vec<&str> = list.lines().collect();
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(lines[0])[5..], ["SIZE", "IP", "DEFAULT"], "{list}");
+    let info = ok(&world, &["info", "b", "--json"]);
+    let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+    let address = info["ip4"].as_str().expect("an address");
+    assert_eq!(words(lines[2])[7..], [address, "*"], "{list}");
+    assert_eq!(words(lines[1])[1], "stopped", "{list}");
+    assert_eq!(
+        words(lines[1])[7..],
+        ["-"],
+        "a stopped machine has no address: {list}"
+    );
+    let wide = ok(&world, &["list", "-o", "wide"]);
+    assert!(
+        wide.contains(info["machine"]["id"].as_str().expect("an id")),
+        "{wide}"
+    );
+}
+
+#[test]
+fn list_watch_prints_the_list_again_after_a_change() {
+    let world = World::with_machines(&["a"]);
+    let mut watch = ctl(&world, &["list", "--watch", "-q", "-r"])
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(watch.stdout.take().expect("piped")).lines();
+    assert_eq!(lines.next().expect("a line").expect("text"), "a");
+    ok(&world, &["create", "ubuntu", "b"]);
+    assert_eq!(lines.next().expect("a line").expect("text"), "a");
+    assert_eq!(lines.next().expect("a line").expect("text"), "b");
+    watch.kill().expect("it runs");
+    watch.wait().expect("ours");
+}
+
+#[test]
+fn jobs_are_filtered_by_outcome_and_client() {
+    let world = World::with_machines(&["a"]);
+    call(&world, &["start", "nobody"]);
+    ok(&world, &["stop", "a"]);
+    let failed = ok(&world, &["jobs", "--state", "failed", "-q"]);
+    let succeeded = ok(&world, &["jobs", "--state", "succeeded", "-q"]);
+    let all = ok(&world, &["jobs", "--all", "-q", "--client", "orbd-ctl"]);
+    assert_eq!((failed.lines().count(), succeeded.lines().count()), (1, 1));
+    assert_eq!(all, format!("{failed}{succeeded}"));
+    assert_eq!(ok(&world, &["jobs", "--all", "-q", "--client", "pyinfra"]), "");
+    let output = call(&world, &["jobs", "--state", "faild"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("'failed'"), "{}", said(&output));
+}
+
+#[test]
+fn events_mark_a_list_that_is_older_than_the_last_change() {
+    let world = World::with_machines(&["a", "b"]);
+    ok(&world, &["list"]);
+    assert!(!ok(&world, &["events"]).contains("before the last change"));
+    ok(&world, &["delete", "--yes", "b"]);
+    assert!(ok(&world, &["events"]).contains("before the last change"));
+    assert!(!ok(&world, &["events", "--since", "1"]).contains("cache invalidated"));
+    assert!(ok(&world, &["events", "--since", "1", "--kinds", "cache"]).contains("cache invalidated"));
 }

@@ -62,7 +62,7 @@ const TYPED_WRONG: &[Case] = &[
     (
         &["jobs", "--state", "gone"],
         2,
-        &["--state", "waiting, running or ended"],
+        &["--state", "waiting, running, ended"],
     ),
     (&["jobs", "-n", "-1"], 2, &["--limit", "whole number"]),
     (

@@ -61,7 +61,7 @@ pub struct Client {
     hello: Option<(u64, Vec<u8>)>,
     /// Number of requests sent on this connection.
     requests: u64,
-    /// Requests that wait for their answers: at most two, after [`Client::send_both`].
+    /// Requests that wait for their answers: several after [`Client::send_both`] or [`Client::send_each`].
     open: Vec<OpenRequest>,
     /// Answers to open requests that arrived while the client waited for another answer, by request id.
     early: Vec<(u64, String)>,
@@ -191,6 +191,17 @@ impl Client {
         let second = self.encode(B::NAME, second)?;
         self.transmit()?;
         Ok((Sent::of(first), Sent::of(second)))
+    }
+
+    /// Sends a call of one method for each of the parameters, in one write. The daemon handles them at the same time.
+    pub fn send_each<M: Method>(&mut self, params: &[M::Params]) -> Result<Vec<Sent<M>>, CallError> {
+        self.give_up_open();
+        let sent = params
+            .iter()
+            .map(|params| self.encode(M::NAME, params).map(Sent::of))
+            .collect::<Result<_, _>>()?;
+        self.transmit()?;
+        Ok(sent)
     }
 
     /// Waits about `at_most` for the answer to a call that was sent. Returns `None` on a timeout; the wait can then be repeated.

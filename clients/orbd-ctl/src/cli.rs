@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args as _, FromArgMatches as _, Parser};
 
 use crate::args::{Format, Global};
-use crate::commands::{Command, InfoArgs, ListArgs};
+use crate::commands::{Command, InfoArgs, ListArgs, ListFormat};
 
 /// Manage OrbStack machines through orbd, which queues, joins, caches and records every orbctl call
 #[derive(Debug, Parser)]
@@ -62,9 +62,11 @@ impl Cli {
 
     /// Treats `--format json`, which `orbctl` has on some verbs, as `--json`.
     fn settled(mut self) -> Self {
-        if let Command::List(ListArgs { form, .. }) | Command::Info(InfoArgs { form, .. }) = &self.command {
-            self.global.json |= form.format == Some(Format::Json);
-        }
+        self.global.json |= match &self.command {
+            Command::List(ListArgs { format, .. }) => *format == Some(ListFormat::Json),
+            Command::Info(InfoArgs { form, .. }) => form.format == Some(Format::Json),
+            _ => false,
+        };
         self
     }
 }

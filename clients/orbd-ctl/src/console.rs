@@ -56,19 +56,28 @@ impl Console {
         }
     }
 
-    /// Prints an answer: with `--json` the API's object as one line of JSON, otherwise the result of `text`.
+    /// Formats an answer: with `--json` the API's object as one line of JSON, otherwise the result of `text`.
+    pub(crate) fn format<A: Serialize>(
+        &self,
+        answer: &A,
+        text: impl FnOnce(&A, Look) -> String,
+    ) -> io::Result<String> {
+        if self.json {
+            let mut line = serde_json::to_string(answer).map_err(io::Error::from)?;
+            line.push('\n');
+            Ok(line)
+        } else {
+            Ok(text(answer, self.out_look))
+        }
+    }
+
+    /// Prints an answer, as [`Console::format`] formats it.
     pub(crate) fn answer<A: Serialize>(
         &mut self,
         answer: &A,
         text: impl FnOnce(&A, Look) -> String,
     ) -> io::Result<()> {
-        let text = if self.json {
-            let mut line = serde_json::to_string(answer).map_err(io::Error::from)?;
-            line.push('\n');
-            line
-        } else {
-            text(answer, self.out_look)
-        };
+        let text = self.format(answer, text)?;
         self.print(text.as_bytes())
     }
 

@@ -90,22 +90,32 @@ impl Context {
 
     /// Makes a read-only call, sent in one message with the greeting. Ctrl-C has its default action.
     pub(crate) fn look<M: Method>(&mut self, watch: Wait, params: &M::Params) -> Result<M::Answer, CliError> {
-        let (client, sent) = connect::connect_and_ask::<M>(&self.link, &mut self.console, params)?;
-        self.fetch(watch, client, &sent)
+        self.look_and_keep::<M>(watch, params).map(|(_, answer)| answer)
+    }
+
+    /// As [`Context::look`]; also returns the connection, for further calls.
+    pub(crate) fn look_and_keep<M: Method>(
+        &mut self,
+        watch: Wait,
+        params: &M::Params,
+    ) -> Result<(Client, M::Answer), CliError> {
+        let (mut client, sent) = connect::connect_and_ask::<M>(&self.link, &mut self.console, params)?;
+        let answer = self.fetch(watch, &mut client, &sent)?;
+        Ok((client, answer))
     }
 
     /// Makes a call that needs no cancellation. Ctrl-C has its default action.
     pub(crate) fn ask<M: Method>(&mut self, watch: Wait, params: &M::Params) -> Result<M::Answer, CliError> {
         let mut client = self.connect()?;
         let sent = client.send_one::<M>(params)?;
-        self.fetch(watch, client, &sent)
+        self.fetch(watch, &mut client, &sent)
     }
 
     /// Waits for an answer and reports progress.
     fn fetch<M: Method>(
         &mut self,
         watch: Wait,
-        mut client: Client,
+        client: &mut Client,
         sent: &Sent<M>,
     ) -> Result<M::Answer, CliError> {
         let mut progress = Progress::new(&self.link, watch);

@@ -16,8 +16,8 @@ use crate::console::Console;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::layout::Look;
-use crate::link::greet;
-use crate::render;
+use crate::link::{Link, greet};
+use crate::render::{self, MachineColumns};
 
 /// `events`.
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub(crate) struct EventsArgs {
     /// orbd instance that assigned the number [default: the running one]
     #[arg(long, value_name = "INSTANCE", requires = "since")]
     pub(crate) instance: Option<String>,
-    /// Only these: machines, jobs, cache, orbctl, or the name of an event
+    /// Only these: machines, jobs, cache, orbctl, or the name of an event [default: all, without --json all but cache]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = event_kinds)]
     pub(crate) kinds: Vec<EventKinds>,
 }
@@ -66,7 +66,15 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
 /// Shows the current state, the events since a number, or events as they happen.
 pub(super) fn events(context: &mut Context, args: &EventsArgs) -> Result<ExitCode, CliError> {
-    let kinds: Vec<EventKind> = args.kinds.iter().flat_map(|kinds| kinds.0.clone()).collect();
+    let mut kinds: Vec<EventKind> = args.kinds.iter().flat_map(|kinds| kinds.0.clone()).collect();
+    if kinds.is_empty() && !context.console.json {
+        // Each job invalidates the cache twice, which would bury the other events.
+        kinds = ["machines", "jobs", "orbctl"]
+            .into_iter()
+            .filter_map(|word| event_kinds(word).ok())
+            .flat_map(|kinds| kinds.0)
+            .collect();
+    }
     let mut client = context.connect()?;
     if args.follow {
         return follow(context, client, args, kinds);
@@ -130,23 +138,28 @@ fn follow(
             Err(error) => return Err(error.into()),
         };
         context.console.eprint(&format!("{lost}; waiting for orbd"));
-        client = loop {
-            std::thread::sleep(RECONNECT_PAUSE);
-            match context.link.dial() {
-                Ok(mut client) => match greet(&mut client, &context.link.socket) {
-                    Ok(_) => break client,
-                    Err(
-                        CliError::Lost(_)
-                        | CliError::Protocol {
-                            is_switching: true, ..
-                        },
-                    ) => {}
-                    Err(error) => return Err(error),
-                },
-                Err(CliError::NotRunning { .. }) => {}
+        client = reconnect(&context.link)?;
+    }
+}
+
+/// Waits for the next instance of the daemon, without starting it.
+pub(super) fn reconnect(link: &Link) -> Result<Client, CliError> {
+    loop {
+        std::thread::sleep(RECONNECT_PAUSE);
+        match link.dial() {
+            Ok(mut client) => match greet(&mut client, &link.socket) {
+                Ok(_) => return Ok(client),
+                Err(
+                    CliError::Lost(_)
+                    | CliError::Protocol {
+                        is_switching: true, ..
+                    },
+                ) => {}
                 Err(error) => return Err(error),
-            }
-        };
+            },
+            Err(CliError::NotRunning { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -275,7 +288,17 @@ fn outcome_text(outcome: &Outcome) -> String {
 
 fn state_text(state: &EventState, event: &Event, look: Look) -> String {
     let mut text = match &state.machine_list {
-        Some(list) => render::machines(list, look),
+        Some(list) => {
+            let mut text = render::machines(list, MachineColumns::List, look);
+            if list.observed.stale {
+                let age = render::age_ms(list.observed.age_ms);
+                let note = format!(
+                    "\nmachines as of {age}, before the last change; `orbd-ctl list` shows them as they are now\n"
+                );
+                text.push_str(&look.paragraph(&note, 2));
+            }
+            text
+        }
         None => "machines not known yet\n".into(),
     };
     if !state.jobs.is_empty() {

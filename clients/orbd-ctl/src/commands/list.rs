@@ -1,16 +1,20 @@
 //! `list`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Args;
-use orbd_proto::methods::MachineList;
-use orbd_proto::types::ReadParams;
+use clap::{Args, ValueEnum};
+use orbd_client::Client;
+use orbd_proto::methods::{MachineDefault, MachineInfo, MachineList};
+use orbd_proto::types::{EventKind, MachineInfoParams, MachineListAnswer, ReadParams};
 
-use crate::args::{AgeArgs, FormatArgs};
+use super::watch::{View, watch};
+use crate::args::AgeArgs;
+use crate::console::now;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
-use crate::render;
+use crate::render::{self, MachineColumns, MachineDetails};
 
 /// `list`.
 #[derive(Debug, Args, Default)]
@@ -21,43 +25,134 @@ pub(crate) struct ListArgs {
     /// Only running machines
     #[arg(short, long)]
     pub(crate) running: bool,
-    #[command(flatten)]
-    pub(crate) form: FormatArgs,
+    /// Output format; wide adds user, IPv6 address and id; json is the same as --json
+    #[arg(
+        short,
+        long,
+        visible_short_alias = 'o',
+        visible_alias = "output",
+        value_name = "FORM",
+        value_enum
+    )]
+    pub(crate) format: Option<ListFormat>,
+    /// Print the list again whenever it changes, until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) watch: bool,
     /// Maximum age of the answer.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
 }
 
+/// Values of `list --format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// A table
+    Text,
+    /// JSON
+    Json,
+    /// A table with more columns
+    Wide,
+}
+
+/// How long `list` waits for addresses and sizes that orbd has not cached. It prints the others without them.
+const DETAILS_MAX: Duration = Duration::from_secs(1);
+
 /// Lists machines.
 pub(super) fn list(context: &mut Context, args: &ListArgs) -> Result<ExitCode, CliError> {
+    if args.watch {
+        use EventKind as K;
+        let kinds = [
+            K::MachinesKnown,
+            K::MachineAppeared,
+            K::MachineChanged,
+            K::MachineGone,
+            K::OrbstackChanged,
+        ];
+        return watch(context, &kinds, None, &mut |context| list_once(context, args));
+    }
+    list_once(context, args)?.print(&mut context.console)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns what `list` prints.
+fn list_once(context: &mut Context, args: &ListArgs) -> Result<View, CliError> {
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
-    let mut answer = context.look::<MachineList>(Wait::Ours("list", "list".into()), &params)?;
+    let watch = Wait::Ours("list", "list".into());
+    let (client, mut answer) = context.look_and_keep::<MachineList>(watch, &params)?;
     if args.running {
         answer.machines.retain(|machine| machine.state == "running");
     }
-    context.console.answer(&answer, |answer, look| {
+    let is_table = !args.quiet && !context.console.json;
+    let details = if is_table && !answer.observed.stale {
+        details(client, &answer)
+    } else {
+        MachineDetails::default()
+    };
+    let text = context.console.format(&answer, |answer, look| {
         if args.quiet {
             answer
                 .machines
                 .iter()
                 .fold(String::new(), |text, machine| text + &machine.name + "\n")
         } else {
-            render::machines(answer, look)
+            let columns = match args.format {
+                Some(ListFormat::Wide) => MachineColumns::Wide(&details),
+                _ => MachineColumns::Details(&details),
+            };
+            render::machines(answer, columns, look)
         }
     })?;
-    if answer.machines.is_empty() && !args.quiet && !context.console.json {
-        context.console.eprint(if args.running {
-            "no running machines; `orbd-ctl list` includes stopped machines"
+    let mut notes = Vec::new();
+    if answer.machines.is_empty() && is_table {
+        notes.push(if args.running {
+            "no running machines; `orbd-ctl list` includes stopped machines".to_owned()
         } else {
-            "no machines; `orbd-ctl create ubuntu` creates one"
+            "no machines; `orbd-ctl create ubuntu` creates one".to_owned()
         });
     }
-    if let Some(note) = render::staleness(&answer.observed) {
-        context.console.eprint(&note);
+    notes.extend(render::staleness(&answer.observed));
+    Ok(View { text, notes })
+}
+
+/// Reads what the list of `orbctl` does not contain as JSON: the default machine, addresses and sizes. What is not known in time stays
+/// empty; orbd continues to read it, so the next list has it.
+fn details(mut client: Client, answer: &MachineListAnswer) -> MachineDetails {
+    let mut details = MachineDetails::default();
+    let deadline = now() + DETAILS_MAX;
+    let left = || {
+        deadline
+            .saturating_duration_since(now())
+            .max(Duration::from_millis(1))
+    };
+    if answer.machines.is_empty() {
+        return details;
     }
-    Ok(ExitCode::SUCCESS)
+    let Ok(sent) = client.send_one::<MachineDefault>(&ReadParams::default()) else {
+        return details;
+    };
+    if let Ok(Some(default)) = client.fetch(&sent, left()) {
+        details.default = default.machine;
+    }
+    let params: Vec<MachineInfoParams> = answer
+        .machines
+        .iter()
+        .map(|machine| MachineInfoParams {
+            machine: machine.name.clone(),
+            max_age_ms: None,
+        })
+        .collect();
+    let Ok(sent) = client.send_each::<MachineInfo>(&params) else {
+        return details;
+    };
+    for (sent, machine) in sent.iter().zip(&answer.machines) {
+        // A machine that was deleted meanwhile has no details.
+        if let Ok(Some(info)) = client.fetch(sent, left()) {
+            details.infos.insert(machine.name.clone(), info);
+        }
+    }
+    details
 }
 
 #[cfg(test)]
@@ -71,6 +166,21 @@ mod tests {
     fn with_machines() -> Fake {
         Fake::new(|peer, request| {
             let mut answer = serde_json::to_value(fake::observed()).unwrap();
+            match request["method"].as_str() {
+                Some("machine.default") => answer["machine"] = json!("db"),
+                Some("machine.info") if request["params"]["machine"] == "web" => {
+                    answer["machine"] = json!(fake::machine("web", "running"));
+                    answer["ip4"] = json!("192.168.139.64");
+                    answer["disk_size"] = json!(2_100_000_000_u64);
+                }
+                Some("machine.info") => {
+                    return peer.refuse(request, ErrorKind::MachineNotFound.error("it is gone"));
+                }
+                _ => {}
+            }
+            if request["method"] != "machine.list" {
+                return peer.answer(request, answer);
+            }
             answer["machines"] = json!([fake::machine("web", "running"), fake::machine("db", "stopped")]);
             answer["new_in_a_later_version"] = json!(true);
             peer.answer(request, answer);
@@ -87,7 +197,21 @@ mod tests {
             assert!(out.text().starts_with(expected), "{}", out.text());
             assert_eq!(err.text(), "");
         };
-        check(&ListArgs::default(), false, "NAME  STATE    DISTRO");
+        let table = "\
+NAME  STATE    DISTRO  VERSION  ARCH   SIZE    IP              DEFAULT
+web   running  ubuntu  noble    arm64  2.1 GB  192.168.139.64
+db    stopped  ubuntu  noble    arm64  -       -               *
+";
+        check(&ListArgs::default(), false, table);
+        let wide = ListArgs {
+            format: Some(ListFormat::Wide),
+            ..ListArgs::default()
+        };
+        check(
+            &wide,
+            false,
+            "NAME  STATE    DISTRO  VERSION  ARCH   SIZE    IP              DEFAULT  USER",
+        );
         let quiet = ListArgs {
             quiet: true,
             running: true,

@@ -39,13 +39,14 @@ mod stop;
 mod transfer;
 mod uninstall;
 mod version;
+mod watch;
 
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
 pub(crate) use info::InfoArgs;
-pub(crate) use list::ListArgs;
+pub(crate) use list::{ListArgs, ListFormat};
 
 use crate::args::Nothing;
 use crate::context::Context;
@@ -150,6 +151,8 @@ verbs! {
     /// List machines
     List(ListArgs) "list" ["ls"] "Examples:
   orbd-ctl list
+  orbd-ctl list -o wide                  also user, IPv6 address and id
+  orbd-ctl list --watch                  again whenever something changes
   orbd-ctl list --running --quiet        names only, one per line
   orbd-ctl list --max-age 0              ask orbctl, bypass the cache";
     /// Show one machine with its addresses and size
@@ -270,7 +273,9 @@ Examples:
     Jobs(JobsArgs) "jobs" ["ps"] "Examples:
   orbd-ctl jobs
   orbd-ctl jobs --all -n 20              include ended jobs
-  orbd-ctl jobs --state waiting -m web";
+  orbd-ctl jobs --state failed -m web
+  orbd-ctl jobs --watch                  as they start and end
+  orbd-ctl jobs -q --client pyinfra      ids only";
     /// Show a job, explain why it waits, wait for it, or print its output
     Job(JobArgs) "job" [] "Examples:
   orbd-ctl job show 12
@@ -374,7 +379,7 @@ pub(crate) fn carry_out(
         Command::Config(args) => config::config(context, args.command),
         Command::Status(args) => status::status(context, &args),
         Command::Version(args) => version::version(context, &args),
-        Command::Jobs(args) => jobs::jobs(context, args),
+        Command::Jobs(args) => jobs::jobs(context, &args),
         Command::Job(args) => job::job(context, &args.command),
         Command::Cancel(args) => cancel::cancel(context, &args),
         Command::Queue(args) => queue::queue(context, args.command),

@@ -1,11 +1,12 @@
 //! Machines and their configuration.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use comfy_table::{Cell, Color};
+use comfy_table::Color;
 use orbd_proto::types::{ConfigAnswer, MachineConfig, MachineInfoAnswer, MachineListAnswer};
 
-use super::{GOOD, HINT, QUIET, bytes, paint};
+use super::{GOOD, HINT, QUIET, bytes, cell, paint};
 use crate::layout::Look;
 
 fn state_colour(state: &str) -> Color {
@@ -16,20 +17,70 @@ fn state_colour(state: &str) -> Color {
     }
 }
 
+/// What a table of machines shows in addition to the list. A machine without details has `-` in their columns.
+#[derive(Debug, Default)]
+pub(crate) struct MachineDetails {
+    /// Name of the default machine; `None` if there is none, or if it is not known.
+    pub(crate) default: Option<String>,
+    /// Addresses and size by the machine's name.
+    pub(crate) infos: HashMap<String, MachineInfoAnswer>,
+}
+
+/// Columns of a table of machines.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum MachineColumns<'a> {
+    /// What the list itself contains.
+    List,
+    /// The columns of `orbctl list`, and the default machine.
+    Details(&'a MachineDetails),
+    /// Also user, IPv6 address and id.
+    Wide(&'a MachineDetails),
+}
+
 /// Formats a list of machines as a table.
-pub(crate) fn machines(answer: &MachineListAnswer, look: Look) -> String {
+pub(crate) fn machines(answer: &MachineListAnswer, columns: MachineColumns<'_>, look: Look) -> String {
+    let mut header = vec!["NAME", "STATE", "DISTRO", "VERSION", "ARCH"];
+    let (details, wide) = match columns {
+        MachineColumns::List => (None, false),
+        MachineColumns::Details(details) => (Some(details), false),
+        MachineColumns::Wide(details) => (Some(details), true),
+    };
+    if details.is_some() {
+        header.extend(["SIZE", "IP", "DEFAULT"]);
+    }
+    if wide {
+        header.extend(["USER", "IPV6", "ID"]);
+    }
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     look.table(
-        &["NAME", "STATE", "DISTRO", "VERSION", "ARCH"],
+        &header,
         &[],
         &[0],
         answer.machines.iter().map(|machine| {
-            vec![
-                Cell::new(&machine.name),
-                Cell::new(&machine.state).fg(state_colour(&machine.state)),
-                Cell::new(&machine.image.distro),
-                Cell::new(&machine.image.version),
-                Cell::new(&machine.image.arch),
-            ]
+            let info = details.and_then(|details| details.infos.get(&machine.name));
+            let mut row = vec![
+                cell(&machine.name),
+                cell(&machine.state).fg(state_colour(&machine.state)),
+                cell(&machine.image.distro),
+                cell(&machine.image.version),
+                cell(&machine.image.arch),
+            ];
+            if let Some(details) = details {
+                let is_default = details.default.as_ref() == Some(&machine.name);
+                row.extend([
+                    cell(&or_dash(info.and_then(|info| info.disk_size).map(bytes))),
+                    cell(&or_dash(info.and_then(|info| info.ip4.clone()))),
+                    cell(if is_default { "*" } else { "" }),
+                ]);
+            }
+            if wide {
+                row.extend([
+                    cell(&or_dash(machine.config.default_username.clone())),
+                    cell(&or_dash(info.and_then(|info| info.ip6.clone()))),
+                    cell(&machine.id),
+                ]);
+            }
+            row
         }),
     )
 }

@@ -5,12 +5,13 @@ mod jobs;
 mod machines;
 mod metrics;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use comfy_table::Color;
+use comfy_table::{Cell, Color};
 pub(crate) use daemon::{cache, daemon, reload, upgrade};
 pub(crate) use jobs::{job, job_name, job_names, jobs, queue, waiting_for, why};
-pub(crate) use machines::{config, info, machines};
+pub(crate) use machines::{MachineColumns, MachineDetails, config, info, machines};
 pub(crate) use metrics::{counters, history, metrics};
 use orbd_proto::types::Observed;
 
@@ -41,6 +42,27 @@ pub(crate) fn paint(look: Look, style: Color, text: &str) -> String {
     } else {
         text.to_owned()
     }
+}
+
+/// Escapes control characters, so that a name that OrbStack reports cannot control the terminal.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        let escape = |character: char| -> String {
+            if character.is_control() {
+                character.escape_default().collect()
+            } else {
+                character.into()
+            }
+        };
+        Cow::Owned(text.chars().map(escape).collect())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// Returns a table cell with a text of the daemon.
+pub(super) fn cell(text: &str) -> Cell {
+    Cell::new(plain(text))
 }
 
 /// Formats a duration, e.g. `850 us`, `1.2 ms` or `34 s`; at most six characters below a hundred days.
@@ -163,15 +185,27 @@ mod tests {
             ],
             observed: fake::observed(),
         };
+        let details = MachineDetails::default();
+        let machines = |look| machines(&answer, MachineColumns::Details(&details), look);
         assert_eq!(
-            machines(&answer, Look::default()),
+            machines(Look::default()),
             "\
-NAME      STATE    DISTRO  VERSION  ARCH
-web       running  ubuntu  noble    arm64
-database  stopped  ubuntu  noble    arm64
+NAME      STATE    DISTRO  VERSION  ARCH   SIZE  IP  DEFAULT
+web       running  ubuntu  noble    arm64  -     -
+database  stopped  ubuntu  noble    arm64  -     -
 "
         );
-        assert!(machines(&answer, COLOURS).contains('\x1b'));
+        assert!(machines(COLOURS).contains('\x1b'));
+    }
+
+    #[test]
+    fn control_characters_are_escaped_in_tables() {
+        let answer = MachineListAnswer {
+            machines: vec![fake::machine("web", "odd\x1b[31m\nstate")],
+            observed: fake::observed(),
+        };
+        let table = machines(&answer, MachineColumns::List, Look::default());
+        assert!(table.contains("odd\\u{1b}[31m\\nstate"), "{table}");
     }
 
     #[test]
