@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 
 use crate::ctl_suite::{call, ctl, ok, said, succeeded};
-use crate::support::World;
+use crate::support::{World, outcome_of};
 
 #[test]
 fn exec_is_run_with_the_machine_first() {
@@ -170,4 +170,114 @@ fn events_mark_a_list_that_is_older_than_the_last_change() {
     assert!(ok(&world, &["events"]).contains("before the last change"));
     assert!(!ok(&world, &["events", "--since", "1"]).contains("cache invalidated"));
     assert!(ok(&world, &["events", "--since", "1", "--kinds", "cache"]).contains("cache invalidated"));
+}
+
+#[test]
+fn destructive_verbs_need_yes_without_a_terminal() {
+    let world = World::with_machines(&["a"]);
+    for words in [&["delete", "a"][..], &["delete", "--all"], &["config", "reset"]] {
+        let output = call(&world, words);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {}", said(&output));
+        assert!(said(&output).contains("--yes"), "{words:?}: {}", said(&output));
+    }
+    assert_eq!(world.truth().len(), 1);
+    let jobs = world.client().jobs();
+    assert!(
+        jobs.iter().all(|job| job.job_class == "query"),
+        "no change was queued: {jobs:?}"
+    );
+    ok(&world, &["config", "reset", "--yes"]);
+}
+
+#[test]
+fn all_stands_for_every_machine() {
+    let world = World::with_machines(&["a", "b", "c"]);
+    world.sim(&["stop", "b"]);
+    let restarted = ok(&world, &["restart", "--all", "--json"]);
+    assert_eq!(restarted.lines().count(), 2, "only those that run: {restarted}");
+    assert_eq!(
+        ok(&world, &["delete", "--all", "--yes", "--json"])
+            .lines()
+            .count(),
+        3
+    );
+    assert!(world.truth().is_empty());
+    let output = call(&world, &["restart"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+}
+
+#[test]
+fn restart_of_orbstack_stops_and_starts_it() {
+    let world = World::with_machines(&["a"]);
+    ok(&world, &["restart", "--orbstack"]);
+    let operations: Vec<String> = world
+        .client()
+        .jobs()
+        .into_iter()
+        .map(|job| job.operation)
+        .collect();
+    assert_eq!(operations, ["stop_orbstack", "start_orbstack"]);
+    assert_eq!(ok(&world, &["status", "--max-age", "0"]), "running\n");
+}
+
+#[test]
+fn create_and_delete_can_be_repeated_by_scripts() {
+    let world = World::with_machines(&[]);
+    assert_eq!(ok(&world, &["create", "-q", "ubuntu"]), "ubuntu\n");
+    assert_eq!(
+        ok(&world, &["create", "-q", "--if-missing", "ubuntu"]),
+        "ubuntu\n"
+    );
+    assert_eq!(
+        ok(&world, &["create", "--if-missing", "-p", "ubuntu"]),
+        "ubuntu already exists\n"
+    );
+    assert_eq!(
+        ok(&world, &["create", "--if-missing", "--json", "ubuntu"]),
+        "{\"changed\":false}\n"
+    );
+    assert_eq!(call(&world, &["create", "ubuntu"]).status.code(), Some(4));
+    ok(&world, &["delete", "--yes", "ubuntu"]);
+    assert_eq!(
+        call(&world, &["delete", "--yes", "ubuntu"]).status.code(),
+        Some(4)
+    );
+    let gone = ok(&world, &["delete", "--yes", "--ignore-missing", "ubuntu"]);
+    assert_eq!(gone, "ubuntu does not exist\n");
+    assert!(
+        ok(&world, &["create", "--list"])
+            .lines()
+            .any(|distro| distro == "ubuntu")
+    );
+}
+
+#[test]
+fn cancel_of_a_machine_cancels_its_jobs_only() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let running = caller.run_detached("a", &["sleep", "600"]);
+    caller.until_running(running);
+    let other = caller.run_detached("b", &["sleep", "600"]);
+    ok(&world, &["stop", "--detach", "a"]);
+    let cancelled = ok(&world, &["cancel", "-m", "a"]);
+    assert_eq!(cancelled.lines().count(), 2, "{cancelled}");
+    assert_eq!(outcome_of(&caller.end_of(running)).0, "cancelled");
+    caller.until_running(other);
+    ok(&world, &["cancel", "--all"]);
+    assert_eq!(outcome_of(&caller.end_of(other)).0, "cancelled");
+    assert_eq!(call(&world, &["cancel"]).status.code(), Some(2));
+    // Options may follow the ids.
+    let line = ok(&world, &["cancel", &other.to_string(), "--json"]);
+    assert_eq!(line, "{\"result\":\"already_ended\"}\n");
+}
+
+#[test]
+fn logs_tail_prints_the_last_lines() {
+    let world = World::with_machines(&["a"]);
+    let all = ok(&world, &["logs", "a"]);
+    let last = all.lines().last().expect("a line");
+    assert_eq!(ok(&world, &["logs", "a", "-n", "1"]).trim_end(), last);
+    let output = call(&world, &["logs", "a", "--since", "1h"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("journalctl"), "{}", said(&output));
 }

@@ -9,11 +9,12 @@ use clap::CommandFactory;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
 use orbd_client::Client;
-use orbd_proto::methods::{JobList, MachineList, OrbstackStatus};
-use orbd_proto::types::{JobListParams, JobStateWord, ReadParams};
+use orbd_proto::methods::{ConfigShow, JobList, MachineList, OrbstackStatus};
+use orbd_proto::types::{Job, JobListParams, JobStateWord, ReadParams};
 
 use crate::args::Global;
 use crate::cli::Cli;
+use crate::commands::DISTROS;
 use crate::environment::{Environment, variable};
 use crate::link::{CLIENT_NAME, Link};
 
@@ -39,10 +40,23 @@ fn grammar() -> clap::Command {
 }
 
 fn completed(command: clap::Command) -> clap::Command {
+    // Of a verb and its visible aliases, completion would offer the first in the alphabet. clap stores only static names; this process
+    // ends when it has printed the candidates.
+    let aliases: Vec<&'static str> = command
+        .get_visible_aliases()
+        .map(|alias| &*alias.to_owned().leak())
+        .collect();
+    let is_cancel = command.get_name() == "cancel";
     command
+        .visible_alias(None::<&'static str>)
+        .aliases(aliases)
         .mut_args(|argument| match argument.get_id().as_str() {
             "machine" | "machines" | "named_machine" => argument.add(ArgValueCandidates::new(machines)),
+            "ids" if is_cancel => argument.add(ArgValueCandidates::new(open_jobs)),
             "id" | "ids" => argument.add(ArgValueCandidates::new(jobs)),
+            "image" => argument.add(ArgValueCandidates::new(|| words(&DISTROS))),
+            "arch" => argument.add(ArgValueCandidates::new(|| words(&["arm64", "amd64"]))),
+            "key" => argument.add(ArgValueCandidates::new(config_keys)),
             _ => argument,
         })
         .mut_subcommands(completed)
@@ -75,27 +89,44 @@ fn machines() -> Vec<CompletionCandidate> {
         .collect()
 }
 
+fn config_keys() -> Vec<CompletionCandidate> {
+    let answer = daemon().and_then(|mut client| client.call::<ConfigShow>(&ReadParams::default()).ok());
+    let values = answer.map(|answer| answer.values).unwrap_or_default();
+    values
+        .into_iter()
+        .map(|(key, value)| CompletionCandidate::new(key).help(Some(value.into())))
+        .collect()
+}
+
+fn words(words: &[&'static str]) -> Vec<CompletionCandidate> {
+    words.iter().map(CompletionCandidate::new).collect()
+}
+
+/// Returns all jobs that orbd remembers, newest first, active jobs before ended ones.
 fn jobs() -> Vec<CompletionCandidate> {
-    let open = || {
-        let params = JobListParams::default();
-        daemon()?.call::<JobList>(&params).ok()
-    };
-    let Some(answer) = open() else {
-        return Vec::new();
-    };
-    // Newest first, active jobs before ended ones.
-    let (ended, open): (Vec<_>, Vec<_>) = answer
-        .jobs
+    let (ended, open): (Vec<_>, Vec<_>) = known_jobs()
         .into_iter()
         .rev()
         .partition(|job| job.state == JobStateWord::Ended);
-    open.into_iter()
-        .chain(ended)
-        .map(|job| {
-            let what = format!("{} {}", job.operation, job.machine.unwrap_or_default());
-            CompletionCandidate::new(job.job_id.to_string()).help(Some(what.trim().to_owned().into()))
-        })
+    open.into_iter().chain(ended).map(candidate).collect()
+}
+
+/// Returns the jobs that have not ended, newest first.
+fn open_jobs() -> Vec<CompletionCandidate> {
+    let jobs = known_jobs().into_iter().rev();
+    jobs.filter(|job| job.state != JobStateWord::Ended)
+        .map(candidate)
         .collect()
+}
+
+fn known_jobs() -> Vec<Job> {
+    let answer = daemon().and_then(|mut client| client.call::<JobList>(&JobListParams::default()).ok());
+    answer.map(|answer| answer.jobs).unwrap_or_default()
+}
+
+fn candidate(job: Job) -> CompletionCandidate {
+    let what = format!("{} {}", job.operation, job.machine.unwrap_or_default());
+    CompletionCandidate::new(job.job_id.to_string()).help(Some(what.trim().to_owned().into()))
 }
 
 #[cfg(test)]
@@ -123,5 +154,15 @@ mod tests {
             }
         }
         check(&grammar(), "orbd-ctl");
+    }
+
+    #[test]
+    fn verbs_are_completed_by_their_names_and_parsed_by_their_aliases() {
+        let grammar = grammar();
+        for (name, alias) in [("create", "add"), ("shell", "sh"), ("list", "ls")] {
+            let verb = grammar.find_subcommand(alias).expect(alias);
+            assert_eq!(verb.get_name(), name);
+            assert_eq!(verb.get_visible_aliases().next(), None, "{name}");
+        }
     }
 }

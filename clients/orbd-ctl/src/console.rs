@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::environment::Environment;
+use crate::error::CliError;
 use crate::layout::Look;
 
 /// The three standard streams and their properties.
@@ -85,6 +86,21 @@ impl Console {
     pub(crate) fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.out.write_all(bytes)?;
         self.out.flush()
+    }
+
+    /// Asks a question on the terminal; returns whether the answer is yes. Without a terminal it returns an error instead, which names
+    /// the command that does not ask.
+    pub(crate) fn confirm(&mut self, question: &str, without_asking: &str) -> Result<bool, CliError> {
+        if !self.can_ask {
+            return Err(CliError::Usage {
+                message: "not confirmed, and there is no terminal to ask on; nothing was changed".into(),
+                hint: format!("`{without_asking}` does not ask"),
+            });
+        }
+        write!(self.err, "{question} [y/N] ")?;
+        let mut line = String::new();
+        io::stdin().read_line(&mut line)?;
+        Ok(matches!(line.trim(), "y" | "Y" | "yes"))
     }
 
     /// Prints a message to standard error. A failed write is ignored.

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::Method;
 use orbd_proto::types::{ChangeAnswer, JobStateWord};
+use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::CliError;
@@ -17,6 +19,29 @@ pub(super) struct Change {
     pub(super) done: &'static str,
     /// Message if there was nothing to do, e.g. `{} is already running`; `{}` stands for the subject.
     pub(super) held: &'static str,
+    /// This error means that there was nothing to do, because the user said so with a flag such as `--ignore-missing`.
+    pub(super) tolerated: Option<ErrorKind>,
+    /// Print only the subject.
+    pub(super) quiet: bool,
+}
+
+impl Change {
+    /// Returns a change for which every error is one.
+    pub(super) fn new(verb: &'static str, done: &'static str, held: &'static str) -> Self {
+        Self {
+            verb,
+            done,
+            held,
+            tolerated: None,
+            quiet: false,
+        }
+    }
+}
+
+/// What `--json` prints for a tolerated error: the part of the answer that is known.
+#[derive(Serialize)]
+struct Unchanged {
+    changed: bool,
 }
 
 /// Requests a change of each subject, and prints the results.
@@ -25,6 +50,17 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
     change: &Change,
     subjects: &[String],
     requests: &[M::Params],
+) -> Result<ExitCode, CliError> {
+    carry_out_explained::<M>(context, change, subjects, requests, &|error| error)
+}
+
+/// As [`carry_out`]. `explain` adds to an error what only the verb knows.
+pub(super) fn carry_out_explained<M: Method<Answer = ChangeAnswer>>(
+    context: &mut Context,
+    change: &Change,
+    subjects: &[String],
+    requests: &[M::Params],
+    explain: &dyn Fn(CliError) -> CliError,
 ) -> Result<ExitCode, CliError> {
     let what = match subjects {
         [one] => format!("{} {one}", change.verb),
@@ -47,8 +83,14 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
                 let text = |answer: &_, _| format_result(change, &subjects[index], answer);
                 console.answer(&answer, text).map_err(CliError::from)
             }
+            Err(error) if change.tolerated.is_some() && error.kind() == change.tolerated => {
+                let text = |_: &_, _| format_unchanged(change, &subjects[index]);
+                console
+                    .answer(&Unchanged { changed: false }, text)
+                    .map_err(CliError::from)
+            }
             Err(error) => {
-                let this = error.end(console);
+                let this = explain(error).end(console);
                 if !failed {
                     (code, failed) = (this, true);
                 }
@@ -86,7 +128,10 @@ fn format_result(change: &Change, subject: &str, answer: &ChangeAnswer) -> Strin
         return format!("{}\n", answer.job_id);
     }
     if answer.changed == Some(false) {
-        return format!("{}\n", change.held.replace("{}", subject));
+        return format_unchanged(change, subject);
+    }
+    if change.quiet {
+        return format!("{subject}\n");
     }
     let mut times = Vec::new();
     // Waits of less than a second are not worth mentioning.
@@ -104,17 +149,28 @@ fn format_result(change: &Change, subject: &str, answer: &ChangeAnswer) -> Strin
     format!("{}{times}\n", change.done.replace("{}", subject))
 }
 
+/// Prints that a change had nothing to do.
+pub(super) fn print_unchanged(context: &mut Context, change: &Change, subject: &str) -> Result<(), CliError> {
+    let text = |_: &_, _| format_unchanged(change, subject);
+    Ok(context.console.answer(&Unchanged { changed: false }, text)?)
+}
+
+/// Formats the result of a change that had nothing to do.
+fn format_unchanged(change: &Change, subject: &str) -> String {
+    if change.quiet {
+        format!("{subject}\n")
+    } else {
+        format!("{}\n", change.held.replace("{}", subject))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_result_names_the_subject_and_the_times_or_that_nothing_was_done() {
-        let change = Change {
-            verb: "start",
-            done: "started {}",
-            held: "{} is already running",
-        };
+        let change = Change::new("start", "started {}", "{} is already running");
         let check = |state, changed, wait_us, expected: &str| {
             let answer = ChangeAnswer {
                 job_id: 12,
@@ -135,5 +191,19 @@ mod tests {
         );
         check(JobStateWord::Ended, Some(false), 50, "web is already running\n");
         check(JobStateWord::Waiting, None, 50, "12\n");
+        let quiet = Change {
+            quiet: true,
+            ..change
+        };
+        let answer = |changed| ChangeAnswer {
+            job_id: 12,
+            state: JobStateWord::Ended,
+            changed: Some(changed),
+            warning: None,
+            wait_us: None,
+            run_us: None,
+        };
+        assert_eq!(format_result(&quiet, "web", &answer(true)), "web\n");
+        assert_eq!(format_result(&quiet, "web", &answer(false)), "web\n");
     }
 }

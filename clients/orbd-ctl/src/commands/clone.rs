@@ -35,10 +35,6 @@ pub(super) fn clone(context: &mut Context, args: CloneArgs) -> Result<ExitCode, 
             new_name: args.new_name
         }
     );
-    let change = Change {
-        verb: "clone",
-        done: "cloned {}",
-        held: "already cloned {}",
-    };
+    let change = Change::new("clone", "cloned {}", "already cloned {}");
     change::carry_out::<MachineClone>(context, &change, &subjects, &[params])
 }

@@ -73,8 +73,11 @@ pub(crate) enum ConfigCommand {
     /// Hidden: prints that only `daemon config` has this subcommand.
     #[command(hide = true)]
     Check,
-    /// Reset all keys to their defaults
+    /// Reset all keys to their defaults; on a terminal, asks first
     Reset {
+        /// Do not ask for confirmation
+        #[arg(short, long)]
+        yes: bool,
         /// Options of the job.
         #[command(flatten)]
         job: JobOptions,
@@ -122,45 +125,38 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             let job_flags = job.options();
             let subjects = [key.clone()];
             let params = request!(&job_flags, ConfigSetParams { key, value });
-            let change = Change {
-                verb: "config_set",
-                done: "set {}",
-                held: "{} already has that value",
-            };
+            let change = Change::new("config_set", "set {}", "{} already has that value");
             change::carry_out::<ConfigSet>(context, &change, &subjects, &[params])
         }
         ConfigCommand::Add { key, value, job } => {
             let job_flags = job.options();
             let subjects = [format!("{value} to {key}")];
             let params = request!(&job_flags, ConfigEntryParams { key, value });
-            let change = Change {
-                verb: "config_add",
-                done: "added {}",
-                held: "{}: nothing to add",
-            };
+            let change = Change::new("config_add", "added {}", "{}: nothing to add");
             change::carry_out::<ConfigAdd>(context, &change, &subjects, &[params])
         }
         ConfigCommand::Remove { key, value, job } => {
             let job_flags = job.options();
             let subjects = [format!("{value} from {key}")];
             let params = request!(&job_flags, ConfigEntryParams { key, value });
-            let change = Change {
-                verb: "config_remove",
-                done: "removed {}",
-                held: "{}: nothing to remove",
-            };
+            let change = Change::new("config_remove", "removed {}", "{}: nothing to remove");
             change::carry_out::<ConfigRemove>(context, &change, &subjects, &[params])
         }
         ConfigCommand::Path => Err(of_orbd("path")),
         ConfigCommand::Check => Err(of_orbd("check")),
-        ConfigCommand::Reset { job } => {
+        ConfigCommand::Reset { yes, job } => {
+            let question = "reset OrbStack's whole configuration to its defaults?";
+            if !yes && !context.console.confirm(question, "orbd-ctl config reset --yes")? {
+                context.console.eprint("nothing reset");
+                return Ok(ExitCode::from(exit::FAILED));
+            }
             let job_flags = job.options();
             let params = request!(&job_flags, ChangeParams {});
-            let change = Change {
-                verb: "config_reset",
-                done: "configuration reset",
-                held: "configuration already has its defaults",
-            };
+            let change = Change::new(
+                "config_reset",
+                "configuration reset",
+                "configuration already has its defaults",
+            );
             change::carry_out::<ConfigReset>(context, &change, &["configuration".into()], &[params])
         }
     }

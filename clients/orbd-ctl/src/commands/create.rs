@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::MachineCreate;
 use orbd_proto::types::LeaseOperation;
+use serde::Serialize;
 
 use super::change::{self, Change};
 use super::lease::{self, LeaseRequest, Terminal};
+use super::targets;
 use super::transfer::operand;
 use crate::args::{JobOptions, whole};
 use crate::context::{Context, request};
@@ -23,8 +26,8 @@ use crate::error::CliError;
 )]
 pub(crate) struct CreateArgs {
     /// Distribution and version, e.g. ubuntu or ubuntu:noble
-    #[arg(value_name = "DISTRO[:VERSION]")]
-    pub(crate) image: String,
+    #[arg(value_name = "DISTRO[:VERSION]", required_unless_present = "list")]
+    pub(crate) image: Option<String>,
     /// Name of the new machine [default: the distribution's name]
     pub(crate) name: Option<String>,
     /// arm64 or amd64 [default: the Mac's]
@@ -60,28 +63,85 @@ pub(crate) struct CreateArgs {
     /// Cloud-init user data (runs the real orbctl)
     #[arg(short = 'c', long, value_name = "FILE", conflicts_with = "detach")]
     pub(crate) user_data: Option<PathBuf>,
+    /// Succeed if a machine with this name exists, whatever its image, and leave it as it is
+    #[arg(long)]
+    pub(crate) if_missing: bool,
+    /// Print only the name of the new machine
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// List distributions and create nothing
+    #[arg(long, conflicts_with = "image")]
+    pub(crate) list: bool,
     /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobOptions,
 }
 
+/// Distributions of OrbStack 1.9.2, from a public recording of `orbctl create --help`. Later versions may have more, so others are
+/// passed to `orbctl` too.
+pub(crate) const DISTROS: [&str; 16] = [
+    "alma",
+    "alpine",
+    "arch",
+    "centos",
+    "debian",
+    "devuan",
+    "fedora",
+    "gentoo",
+    "kali",
+    "nixos",
+    "openeuler",
+    "opensuse",
+    "oracle",
+    "rocky",
+    "ubuntu",
+    "void",
+];
+
+/// Answer of `create --list --json`.
+#[derive(Serialize)]
+struct Distros {
+    distros: [&'static str; DISTROS.len()],
+}
+
 /// Creates a machine.
 pub(super) fn create(context: &mut Context, args: CreateArgs) -> Result<ExitCode, CliError> {
+    let Some(image) = args.image.clone().filter(|_| !args.list) else {
+        let answer = Distros { distros: DISTROS };
+        context
+            .console
+            .answer(&answer, |answer, _| answer.distros.join("\n") + "\n")?;
+        return Ok(ExitCode::SUCCESS);
+    };
     let job_flags = args.job.options();
-    let (distro, version) = match args.image.split_once(':') {
+    let (distro, version) = match image.split_once(':') {
         Some((distro, version)) => (distro.to_owned(), Some(version.to_owned())),
-        None => (args.image.clone(), None),
+        None => (image.clone(), None),
     };
     let name = args.name.clone().unwrap_or_else(|| distro.clone());
+    let change = Change {
+        tolerated: args.if_missing.then_some(ErrorKind::MachineExists),
+        quiet: args.quiet,
+        ..Change::new("create", "created {}", "{} already exists")
+    };
     if args.user_data.is_some() || args.set_password {
+        if args.if_missing && targets::exists(context, &name)? {
+            change::print_unchanged(context, &change, &name)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let is_plain = args.quiet && !context.console.json;
         let request = LeaseRequest {
             operation: LeaseOperation::Create,
             verb: "create",
             machine: name.clone(),
             terminal: Terminal::Ours,
-            done: Some(format!("created {name}")),
+            done: (!is_plain).then(|| format!("created {name}")),
         };
-        return lease::carry_out(context, request, &job_flags, |name| words(&args, name));
+        let code = lease::carry_out(context, request, &job_flags, |name| words(&args, &image, name))?;
+        if is_plain && code == ExitCode::SUCCESS {
+            context.console.print(format!("{name}\n").as_bytes())?;
+        }
+        return Ok(code);
     }
     let subjects = [name.clone()];
     let params = request!(
@@ -101,16 +161,11 @@ pub(super) fn create(context: &mut Context, args: CreateArgs) -> Result<ExitCode
             forward_ssh_agent: args.forward_ssh_agent,
         }
     );
-    let change = Change {
-        verb: "create",
-        done: "created {}",
-        held: "{} already exists",
-    };
     change::carry_out::<MachineCreate>(context, &change, &subjects, &[params])
 }
 
 /// Returns the real tool's arguments. It runs in this client if it has to read a file or prompt on the terminal.
-fn words(args: &CreateArgs, name: &str) -> Vec<OsString> {
+fn words(args: &CreateArgs, image: &str, name: &str) -> Vec<OsString> {
     let mut words: Vec<OsString> = vec!["create".into()];
     if let Some(file) = &args.user_data {
         words.extend(["-c".into(), operand(file)]);
@@ -143,7 +198,7 @@ fn words(args: &CreateArgs, name: &str) -> Vec<OsString> {
             .filter(|(_, on)| *on)
             .map(|(flag, _)| flag.into()),
     );
-    words.extend([args.image.as_str().into(), name.into()]);
+    words.extend([image.into(), name.into()]);
     words
 }
 
@@ -166,7 +221,7 @@ mod tests {
             panic!("{line}")
         };
         let expected = "create -c ./-x.yaml -p -a amd64 --cpus 2 --mount /a:/b --isolated debian:12 db";
-        assert_eq!(words(&args, "db").join(" ".as_ref()), expected);
+        assert_eq!(words(&args, "debian:12", "db").join(" ".as_ref()), expected);
     }
 
     #[test]

@@ -52,11 +52,7 @@ pub(super) fn default(context: &mut Context, args: DefaultArgs) -> Result<ExitCo
         _ => (Some(name.clone()), name, "{} is the default machine"),
     };
     let params = request!(&job_flags, SetDefaultParams { machine });
-    let change = Change {
-        verb: "set_default",
-        done,
-        held: done,
-    };
+    let change = Change::new("set_default", done, done);
     change::carry_out::<MachineSetDefault>(context, &change, &[subject], &[params])
 }
 

@@ -32,19 +32,19 @@ pub(crate) enum JobCommand {
     /// Show a job
     Show {
         /// Job id
-        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        #[arg(value_parser = job_id, allow_negative_numbers = true)]
         id: u64,
     },
     /// Show what a job waits for, what that job waits for, and so on
     Why {
         /// Job id
-        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        #[arg(value_parser = job_id, allow_negative_numbers = true)]
         id: u64,
     },
     /// Wait until a job has ended; exits with the job's exit code
     Wait {
         /// Job id
-        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        #[arg(value_parser = job_id, allow_negative_numbers = true)]
         id: u64,
         /// Give up after TIME, with exit code 5; the job keeps running
         #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
@@ -53,7 +53,7 @@ pub(crate) enum JobCommand {
     /// Print a job's output, its stdout to stdout and its stderr to stderr
     Output {
         /// Job id
-        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        #[arg(value_parser = job_id, allow_negative_numbers = true)]
         id: u64,
         /// Follow the output until the job ends, then exit with its exit code
         #[arg(short, long)]

@@ -36,6 +36,7 @@ mod ssh;
 mod start;
 mod status;
 mod stop;
+mod targets;
 mod transfer;
 mod uninstall;
 mod version;
@@ -45,6 +46,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
+pub(crate) use create::DISTROS;
 pub(crate) use info::InfoArgs;
 pub(crate) use list::{ListArgs, ListFormat};
 
@@ -164,7 +166,10 @@ verbs! {
   orbd-ctl create ubuntu                 the latest Ubuntu, named ubuntu
   orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
   orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src
-  orbd-ctl create ubuntu:noble web --user-data cloud-init.yaml";
+  orbd-ctl create ubuntu:noble web --user-data cloud-init.yaml
+  orbd-ctl create --if-missing ubuntu ci for scripts that run again
+  name=$(orbd-ctl create -q ubuntu:noble)
+  orbd-ctl create --list                 distributions";
     /// Start machines; without a name, start OrbStack itself
     Start(StartArgs) "start" [] "Examples:
   orbd-ctl start web db                  both in parallel
@@ -176,13 +181,17 @@ verbs! {
   orbd-ctl stop --force web              stop its jobs, do not wait for them
   orbd-ctl stop --all                    all machines
   orbd-ctl stop --orbstack               OrbStack itself";
-    /// Restart machines
+    /// Restart machines, or OrbStack itself
     Restart(RestartArgs) "restart" [] "Examples:
-  orbd-ctl restart web db";
+  orbd-ctl restart web db
+  orbd-ctl restart --all                 all running machines
+  orbd-ctl restart --orbstack            OrbStack itself";
     /// Delete machines and everything on them
     Delete(DeleteArgs) "delete" ["rm"] "Examples:
   orbd-ctl delete scratch                on a terminal, asks first
-  orbd-ctl delete --yes one two          do not ask";
+  orbd-ctl delete --yes one two          do not ask, for scripts
+  orbd-ctl delete --yes --ignore-missing scratch
+  orbd-ctl delete --all                  every machine";
     /// Rename a machine
     Rename(RenameArgs) "rename" [] "Examples:
   orbd-ctl rename web web-old";
@@ -250,7 +259,7 @@ Examples:
     /// Show a machine's log
     Logs(LogsArgs) "logs" [] "Examples:
   orbd-ctl logs web
-  orbd-ctl logs --all web | tail -50
+  orbd-ctl logs --all --tail 50 web
   orbd-ctl logs --follow web             until Ctrl-C";
     /// Show how to connect to machines over SSH
     Ssh(Nothing) "ssh" [] "Examples:
@@ -260,7 +269,8 @@ Examples:
   orbd-ctl config show
   orbd-ctl config get machine.web.username
   orbd-ctl config set memory_mib 8192
-  orbd-ctl config add machine.web.mounts /Users/me/src:/src";
+  orbd-ctl config add machine.web.mounts /Users/me/src:/src
+  orbd-ctl config reset --yes            do not ask, for scripts";
     /// Show whether OrbStack is running, without starting it; exits with 1 if it is not
     Status(StatusArgs) "status" [] "Examples:
   orbd-ctl status
@@ -284,7 +294,8 @@ Examples:
   orbd-ctl job output --follow 12        from the first byte until it ends";
     /// Cancel jobs: waiting jobs do not start, running jobs are stopped
     Cancel(CancelArgs) "cancel" [] "Examples:
-  orbd-ctl cancel 12 13";
+  orbd-ctl cancel 12 13
+  orbd-ctl cancel -m web                 all jobs of a machine";
     /// Show, pause, resume or drain the queue
     Queue(QueueArgs) "queue" [] "Examples:
   orbd-ctl queue

@@ -35,10 +35,6 @@ pub(super) fn rename(context: &mut Context, args: RenameArgs) -> Result<ExitCode
             new_name: args.new_name
         }
     );
-    let change = Change {
-        verb: "rename",
-        done: "renamed {}",
-        held: "already renamed {}",
-    };
+    let change = Change::new("rename", "renamed {}", "already renamed {}");
     change::carry_out::<MachineRename>(context, &change, &subjects, &[params])
 }

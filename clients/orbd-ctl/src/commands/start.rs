@@ -30,11 +30,7 @@ pub(crate) struct StartArgs {
 /// Starts the given machines, all machines, or OrbStack itself.
 pub(super) fn start(context: &mut Context, args: &StartArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
-    let change = |verb| Change {
-        verb,
-        done: "started {}",
-        held: "{} is already running",
-    };
+    let change = |verb| Change::new(verb, "started {}", "{} is already running");
     if args.all {
         let params = request!(&job_flags, ChangeParams {});
         return change::whole::<MachineStartAll>(context, &change("start_all"), "every machine", params);

@@ -35,11 +35,7 @@ pub(crate) struct StopArgs {
 pub(super) fn stop(context: &mut Context, args: &StopArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let force = args.force;
-    let change = |verb| Change {
-        verb,
-        done: "stopped {}",
-        held: "{} is already stopped",
-    };
+    let change = |verb| Change::new(verb, "stopped {}", "{} is already stopped");
     if args.all {
         let params = request!(&job_flags, ForceParams { force });
         return change::whole::<MachineStopAll>(context, &change("stop_all"), "every machine", params);
