@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::ctl_suite::{call, ctl, ok};
+use crate::ctl_suite::{call, ctl, ok, said};
 use crate::support::{World, skip};
 
 /// One entry of `doctor --json`: what it is about, its status, the message and the fix.
@@ -154,7 +154,7 @@ fn stopped_or_unresponsive_orbstack_is_reported() {
         "OrbStack",
         "error",
         "",
-        "orbd-ctl stop --orbstack --force",
+        "orbd-ctl restart --orbstack --force",
     );
 }
 
@@ -348,4 +348,28 @@ fn orbctl_on_path_is_found_as_the_daemon_would_find_it() {
     let place = bin.join("orbctl");
     let output = doctor.output().expect("it starts");
     check(&output, "orbctl", "ok", place.to_str().expect("text"), "");
+}
+
+#[test]
+fn daemon_that_does_not_answer_is_named_with_its_pid_and_can_be_killed() {
+    let mut world = World::with_machines(&["a"]);
+    let pid = world.pid();
+    let raw = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    rustix::process::kill_process(raw, rustix::process::Signal::STOP).expect("it runs");
+    let output = doctor(&world);
+    check(
+        &output,
+        "orbd",
+        "error",
+        &format!("(pid {pid})"),
+        "orbd-ctl daemon stop --force",
+    );
+    // The other checks do not depend on the daemon.
+    check(&output, "disk", "ok", "MiB free", "");
+    let stop = call(&world, &["daemon", "stop"]);
+    assert_eq!(stop.status.code(), Some(3), "{}", said(&stop));
+    assert!(said(&stop).contains(&format!("pid {pid}")), "{}", said(&stop));
+    let stopped = ok(&world, &["daemon", "stop", "--force"]);
+    assert_eq!(stopped, format!("orbd stopped (pid {pid})\n"));
+    assert!(!world.ended().success());
 }

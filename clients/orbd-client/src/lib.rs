@@ -10,6 +10,7 @@ pub mod download;
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -415,6 +416,13 @@ impl Client {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         String::from_utf8(std::mem::take(&mut self.partial)).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+}
+
+impl AsFd for Client {
+    /// Returns the connected socket, for questions about the peer. Reading or writing it corrupts the connection.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.writer.as_fd()
     }
 }
 

@@ -56,8 +56,12 @@ pub(crate) enum CliError {
         source: io::Error,
     },
     /// The daemon accepts connections but does not answer.
-    #[error("orbd on {} accepts connections but does not answer", .socket.display())]
-    Mute { socket: PathBuf },
+    #[error("orbd{} on {} accepts connections but does not answer", pid_text(*.pid), .socket.display())]
+    Mute {
+        socket: PathBuf,
+        /// Its process id, if the system reports it.
+        pid: Option<u32>,
+    },
     /// The daemon could not be started.
     #[error("cannot start orbd: {reason}")]
     NotStarted { reason: String, hint: String },
@@ -194,7 +198,7 @@ impl CliError {
                 "check ORBD_SOCKET and --socket; a socket path is limited to 103 bytes"
             }
             Self::Mute { .. } => {
-                "it may be suspended (`fg` resumes it) or hung; check `orbd-ctl daemon logs`, or kill its process and run `orbd-ctl daemon start`"
+                "it may be suspended (`fg` resumes it) or hung: check `orbd-ctl daemon logs`; `orbd-ctl daemon stop --force` kills it"
             }
             Self::Lost(_) => {
                 "the request may have been carried out: check `orbd-ctl list` and `orbd-ctl jobs --all` before you repeat it"
@@ -282,6 +286,10 @@ impl CliError {
         self.tell(console);
         ExitCode::from(self.exit())
     }
+}
+
+fn pid_text(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
 }
 
 /// Returns the flag for a request parameter, or `None` if both have the same name.
@@ -414,7 +422,7 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
         }
         ErrorKind::OrbctlUnhealthy => {
             "nothing was started; orbd keeps probing orbctl, and `orbd-ctl queue` shows the reason; if it does not recover, run \
-             `orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`"
+             `orbd-ctl restart --orbstack --force`"
                 .into()
         }
         ErrorKind::OrbctlKilled | ErrorKind::OrbctlOutputUnreadable => {

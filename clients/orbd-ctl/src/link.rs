@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use orbd_client::{CallError, Client, Sent};
 use orbd_host::config::SOCKET_PATH_MAX;
 use orbd_host::config::lock_path;
+use orbd_host::sys;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::{DaemonHello, DaemonInfo, Method, PROTOCOL_MIN, PROTOCOL_VERSION};
 use orbd_proto::protocol::ProtocolRange;
@@ -36,6 +37,7 @@ const SWITCH_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) const SIDE_QUESTION_MAX: Duration = Duration::from_secs(2);
 
 /// The daemon's socket, and how to start the daemon.
+#[derive(Clone)]
 pub(crate) struct Link {
     /// Absolute path of the socket.
     pub(crate) socket: PathBuf,
@@ -159,11 +161,19 @@ pub(crate) fn greet_and_ask<M: Method>(
     Ok((greeted(client, socket, answer)?, sent))
 }
 
-fn hello_of(name: &str) -> HelloParams {
+pub(crate) fn hello_of(name: &str) -> HelloParams {
     HelloParams {
         client: name.into(),
         protocol: PROTOCOL_VERSION,
         protocol_min: Some(PROTOCOL_MIN),
+    }
+}
+
+/// Returns the error for a daemon that does not answer.
+pub(crate) fn mute(client: &Client, socket: &Path) -> CliError {
+    CliError::Mute {
+        socket: socket.to_owned(),
+        pid: sys::listener_of(client),
     }
 }
 
@@ -178,9 +188,7 @@ fn greeted(
         Ok(Some(_)) => Err(client
             .call::<DaemonInfo>(&NoParams {})
             .map_or_else(Into::into, |info| mismatch(&info))),
-        Ok(None) => Err(CliError::Mute {
-            socket: socket.to_owned(),
-        }),
+        Ok(None) => Err(mute(client, socket)),
         Err(CallError::Refused(error)) if error.code == ErrorKind::ProtocolMismatch.code() => {
             // `daemon.info` is the same in all protocol versions so far. If the call fails, the daemon's error message is used.
             match client.call::<DaemonInfo>(&NoParams {}) {

@@ -20,7 +20,7 @@ use crate::context::Context;
 use crate::daemon_binary;
 use crate::error::CliError;
 use crate::launch::{self, Launcher};
-use crate::link::Link;
+use crate::link::{Link, mute};
 use crate::progress::{Progress, Wait};
 use crate::render;
 
@@ -44,7 +44,11 @@ pub(crate) enum DaemonCommand {
         force: bool,
     },
     /// Stop orbd gracefully and wait until it has exited; running changes may finish
-    Stop,
+    Stop {
+        /// If it does not answer, kill its process; the next start finds out what became of running changes
+        #[arg(long)]
+        force: bool,
+    },
     /// Stop orbd and start the program at the same path again, or the service's
     Restart {
         /// Also start an older version; a journal that it cannot read is set aside, and changes that wait in it are lost
@@ -88,8 +92,11 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
             }
             start(context, force)?;
         }
-        DaemonCommand::Stop => {
-            let stopped = stop(context)?;
+        DaemonCommand::Stop { force } => {
+            let stopped = match stop(context) {
+                Err(CliError::Mute { pid: Some(pid), .. }) if force => kill(context, pid)?,
+                other => other?,
+            };
             if context.console.json {
                 context.console.print(b"{}\n")?;
             } else {
@@ -110,9 +117,8 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
         DaemonCommand::Reload => {
             let mut client = context.link.dial()?;
             let mut pending = client.start::<DaemonReload>(&NoParams {})?;
-            let answer = pending.wait(INFO_MAX)?.ok_or_else(|| CliError::Mute {
-                socket: context.link.socket.clone(),
-            })?;
+            let answer = pending.wait(INFO_MAX)?;
+            let answer = answer.ok_or_else(|| mute(&client, &context.link.socket))?;
             context.console.answer(&answer, render::reload)?;
         }
         DaemonCommand::Config(command) => return daemon_config::daemon_config(context, command),
@@ -123,12 +129,10 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
 /// Calls `daemon.info`. The returned connection stays with the daemon that answered, even if another one listens later.
 fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), CliError> {
     let mut client = context.link.dial()?;
-    let mut pending = client.start::<DaemonInfo>(&NoParams {})?;
-    match pending.wait(INFO_MAX)? {
+    let answer = client.start::<DaemonInfo>(&NoParams {})?.wait(INFO_MAX)?;
+    match answer {
         Some(info) => Ok((client, info)),
-        None => Err(CliError::Mute {
-            socket: context.link.socket.clone(),
-        }),
+        None => Err(mute(&client, &context.link.socket)),
     }
 }
 
@@ -255,6 +259,24 @@ fn stop(context: &mut Context) -> Result<Stopped, CliError> {
     let mut progress = Progress::of_farewell(&context.link, client);
     leaving.see_off(&context.link, &mut context.console, &mut progress)?;
     Ok(Stopped::Process(info.pid))
+}
+
+/// Kills a daemon that does not answer, and waits until it has exited. The next instance treats its jobs as after a crash.
+fn kill(context: &mut Context, pid: u32) -> Result<Stopped, CliError> {
+    let process = Process {
+        pid,
+        started: sys::process_identity(pid),
+    };
+    if let Some(started) = process.started {
+        sys::kill(ChildIdentity { pid, started });
+    }
+    let leaving = Leaving {
+        process: Some(process),
+        at_most: FAREWELLS_MAX,
+    };
+    let mut progress = Progress::new(&context.link, Wait::Shutdown);
+    leaving.see_off(&context.link, &mut context.console, &mut progress)?;
+    Ok(Stopped::Process(pid))
 }
 
 /// A daemon that was asked to stop.

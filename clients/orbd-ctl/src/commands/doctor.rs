@@ -1,6 +1,7 @@
 //! `doctor`: checks the installation and prints a fix for each problem.
 //!
-//! Each function checks one thing. None of them changes anything, or starts the daemon or OrbStack.
+//! Each function checks one thing. None of them changes anything, or starts the daemon or OrbStack. The groups of checks run on threads
+//! of their own until one deadline, so that a daemon, an `orbctl` or a disk that hangs hides no other problem.
 
 mod channels;
 mod services;
@@ -10,17 +11,21 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use orbd_client::Client;
-use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
+use orbd_host::config::{Config, ConfigError, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
 use orbd_host::locate::{LocateError, Located, Search, locate};
 use orbd_host::release::is_older;
-use orbd_proto::methods::{DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, QueueStatus};
+use orbd_proto::methods::{
+    DaemonHello, DaemonInfo, Method, MetricsCounters, OrbstackStatus, OrbstackVersion, QueueStatus,
+};
 use orbd_proto::protocol::ProtocolRange;
 use orbd_proto::types::{DaemonInfoAnswer, NoParams, QueueStatusAnswer, ReadParams};
 use serde::Serialize;
 
+use crate::console::now;
 use crate::context::Context;
 use crate::error::{CliError, exit};
 use crate::installation::Installation;
@@ -30,11 +35,17 @@ use crate::render;
 use crate::service::copy_path;
 use services::{missing_service_program, service, service_path};
 
-/// Timeout of each call to the daemon; a call may run `orbctl`.
-const ANSWER_MAX: Duration = Duration::from_secs(40);
+/// Time for all checks together.
+const CHECKS_MAX: Duration = Duration::from_millis(4500);
+
+/// Time for all calls to the daemon. Shorter than [`CHECKS_MAX`], so that a call without an answer is reported as what it is.
+const CALLS_MAX: Duration = Duration::from_secs(4);
+
+/// Time for the daemon's first answer.
+const GREETING_MAX: Duration = Duration::from_secs(2);
 
 /// Fix for an OrbStack that does not answer.
-const UNSTICK: &str = "run `orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`; if that does not help, restart the app";
+const UNSTICK: &str = "run `orbd-ctl restart --orbstack --force`; if that does not help, as after sleep, quit the OrbStack app and its process OrbStack Helper, and open the app again";
 
 /// Minimum free space, in bytes, on the disk of orbd's state directory.
 const FREE_MIN: u64 = 100 << 20;
@@ -104,9 +115,99 @@ pub(super) fn doctor(context: &mut Context) -> Result<ExitCode, CliError> {
     Ok(ExitCode::from(if is_bad { exit::FAILED } else { 0 }))
 }
 
+/// Checks that run one after the other.
+struct Group {
+    /// Name under which the group is reported if it does not end in time.
+    name: &'static str,
+    /// What to look at then.
+    fix: &'static str,
+    checks: Box<dyn FnOnce() -> Vec<Check> + Send>,
+}
+
+impl Group {
+    fn new(
+        name: &'static str,
+        fix: &'static str,
+        link: &Link,
+        checks: impl FnOnce(&Link) -> Vec<Check> + Send + 'static,
+    ) -> Self {
+        let link = link.clone();
+        Self {
+            name,
+            fix,
+            checks: Box::new(move || checks(&link)),
+        }
+    }
+}
+
 fn examine(link: &Link) -> Vec<Check> {
-    let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process());
-    let mut checks = vec![match &config {
+    const DISK: &str = "the disk of orbd's files does not answer: check the file system, e.g. with `df`";
+    const SERVICE: &str = "orbd-ctl service status";
+    let (state_dir_sender, state_dir) = mpsc::channel();
+    in_time(
+        vec![
+            Group::new("service", SERVICE, link, |link| {
+                missing_service_program(link).into_iter().collect()
+            }),
+            Group::new("configuration", DISK, link, |_| vec![configuration()]),
+            Group::new("socket", DISK, link, |link| vec![socket(&link.socket)]),
+            Group::new("orbd", "orbd-ctl daemon stop --force", link, move |link| {
+                of_orbd(link, &state_dir_sender)
+            }),
+            Group::new("service", SERVICE, link, |link| {
+                match missing_service_program(link) {
+                    Some(_) => Vec::new(),
+                    None => vec![service(link, link.dial().is_ok())],
+                }
+            }),
+            Group::new("service's PATH", SERVICE, link, |link| {
+                service_path(link).into_iter().collect()
+            }),
+            Group::new("drop-in", "orbd-ctl dropin status", link, |link| {
+                dropin(link).into_iter().collect()
+            }),
+            // The daemon's own answer, if it gives one: it may have been started with another configuration.
+            Group::new("disk", DISK, link, move |_| {
+                let told: Option<PathBuf> = state_dir.recv_timeout(GREETING_MAX).ok();
+                let configured = || Some(load_config().ok()?.state_dir);
+                told.or_else(configured)
+                    .map(|folder| state_folder(&folder))
+                    .unwrap_or_default()
+            }),
+        ],
+        CHECKS_MAX,
+    )
+}
+
+/// Runs groups of checks at the same time, and returns their results in the order of the groups. A group that has not ended after
+/// `at_most` is reported as an error; its thread ends with the process.
+fn in_time(groups: Vec<Group>, at_most: Duration) -> Vec<Check> {
+    let deadline = now() + at_most;
+    let (sender, receiver) = mpsc::channel();
+    let mut results: Vec<Result<Vec<Check>, Check>> = Vec::new();
+    for (index, group) in groups.into_iter().enumerate() {
+        let message = format!("not checked: no answer within {}", render::duration(at_most));
+        results.push(Err(Check::error(group.name, message, group.fix)));
+        let sender = sender.clone();
+        // The receiver is gone after the deadline.
+        std::thread::spawn(move || drop(sender.send((index, (group.checks)()))));
+    }
+    drop(sender);
+    while let Ok((index, checks)) = receiver.recv_timeout(deadline.saturating_duration_since(now())) {
+        results[index] = Ok(checks);
+    }
+    results
+        .into_iter()
+        .flat_map(|result| result.unwrap_or_else(|missing| vec![missing]))
+        .collect()
+}
+
+fn load_config() -> Result<Config, ConfigError> {
+    Config::load(&Flags::default(), &ConfigEnvironment::of_process())
+}
+
+fn configuration() -> Check {
+    match load_config() {
         Ok(config) => Check::ok(
             "configuration",
             config.file().map_or_else(
@@ -119,24 +220,22 @@ fn examine(link: &Link) -> Vec<Check> {
             error.to_string(),
             "correct the file; `orbd --sample-config` explains every key, `orbd --check-config` validates the file",
         ),
-    }];
-    checks.push(socket(&link.socket));
-    let daemon = reach(link, &mut checks);
-    match missing_service_program(link) {
-        Some(check) => checks.insert(0, check),
-        None => checks.push(service(link, daemon.is_some())),
     }
-    checks.extend(service_path(link));
-    checks.extend(dropin(link));
-    match (daemon, &config) {
+}
+
+/// Checks the daemon, and what it knows; without one, `orbctl` as a daemon would find it.
+fn of_orbd(link: &Link, state_dir: &mpsc::Sender<PathBuf>) -> Vec<Check> {
+    let deadline = now() + CALLS_MAX;
+    let mut checks = Vec::new();
+    let daemon = reach(link, &mut checks);
+    let config = load_config();
+    match (daemon, config) {
         (Some((client, info)), config) => {
-            checks.extend(of_daemon(client, &info, config.as_ref().ok(), link));
-            checks.extend(state_folder(Path::new(&info.state_dir)));
+            // The receiver is gone if it has waited too long.
+            let _ = state_dir.send(PathBuf::from(&info.state_dir));
+            checks.extend(of_daemon(client, &info, config.as_ref().ok(), link, deadline));
         }
-        (None, Ok(config)) => {
-            checks.push(orbctl_alone(config, link));
-            checks.extend(state_folder(&config.state_dir));
-        }
+        (None, Ok(config)) => checks.push(orbctl_alone(&config, link)),
         (None, Err(_)) => {}
     }
     checks
@@ -193,9 +292,11 @@ fn socket_of(path: &Path, ours: u32) -> Check {
 fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnswer)> {
     const ABOUT: &str = "orbd";
     let dialled = link.dial().and_then(|mut client| {
-        client.set_timeout(Some(ANSWER_MAX)).map_err(CliError::Output)?;
-        let info = client.call::<DaemonInfo>(&NoParams {})?;
-        Ok((client, info))
+        let answer = client.start::<DaemonInfo>(&NoParams {})?.wait(GREETING_MAX)?;
+        match answer {
+            Some(info) => Ok((client, info)),
+            None => Err(link::mute(&client, &link.socket)),
+        }
     });
     let check = match &dialled {
         Ok((_, info)) if !speaks_ours(info) => Check::error(
@@ -253,6 +354,11 @@ fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnsw
             "not running; clients start it on demand",
             "orbd-ctl daemon start",
         ),
+        Err(error @ CliError::Mute { .. }) => Check::error(
+            ABOUT,
+            error.to_string(),
+            "`fg` or `kill -CONT` resumes a suspended process; `orbd-ctl daemon stop --force` kills it; `orbd-ctl daemon logs` may say more",
+        ),
         Err(error) => Check::error(
             ABOUT,
             error.to_string(),
@@ -300,15 +406,33 @@ fn speaks_ours(info: &DaemonInfoAnswer) -> bool {
     link::protocols_of(info).is_some_and(|theirs| theirs.agree(ProtocolRange::OURS).is_some())
 }
 
+/// Makes a call that must be answered before the deadline; `None` if it is not.
+fn ask<M: Method>(
+    client: &mut Client,
+    params: &M::Params,
+    deadline: Instant,
+) -> Result<Option<M::Answer>, CliError> {
+    let sent = client.send_one::<M>(params)?;
+    Ok(client.fetch(&sent, left(deadline))?)
+}
+
+/// Returns the time until a deadline, but not zero, which would be no timeout.
+fn left(deadline: Instant) -> Duration {
+    deadline
+        .saturating_duration_since(now())
+        .max(Duration::from_millis(1))
+}
+
 /// Runs the checks that need a running daemon: `orbctl`, OrbStack, queue and metrics.
 fn of_daemon(
     mut client: Client,
     info: &DaemonInfoAnswer,
     config: Option<&Config>,
     link: &Link,
+    deadline: Instant,
 ) -> Vec<Check> {
     // Names this client in the metrics. The protocol has been compared before, so the answer does not matter.
-    let _ = client.hello(CLIENT_NAME);
+    let _ = ask::<DaemonHello>(&mut client, &link::hello_of(CLIENT_NAME), deadline);
     let mut checks = vec![match &info.orbctl {
         Some(path) => Check::ok("orbctl", path.clone()),
         // orbd searches again on every use, but with the configuration and PATH of its start.
@@ -325,19 +449,26 @@ fn of_daemon(
             None => not_found(&LocateError::NotFound),
         },
     }];
-    let queue = client.call::<QueueStatus>(&NoParams {}).ok();
+    let queue = ask::<QueueStatus>(&mut client, &NoParams {}, deadline)
+        .ok()
+        .flatten();
+    let counters = ask::<MetricsCounters>(&mut client, &NoParams {}, deadline);
     if info.orbctl.is_some() {
+        let outage = queue.as_ref().and_then(|queue| queue.unhealthy.as_ref());
         if queue.as_ref().is_some_and(|queue| queue.paused) {
             // The call would wait until the queue is resumed.
             let message = "not checked: the queue is paused";
             checks.push(Check::warn("OrbStack", message, "orbd-ctl queue resume"));
+        } else if let Some(outage) = outage {
+            let message = format!("orbctl unhealthy since {}: {}", outage.since, outage.reason);
+            checks.push(Check::error("OrbStack", message, UNSTICK));
         } else {
-            checks.extend(of_orbstack(&mut client));
+            checks.extend(of_orbstack(&mut client, deadline));
         }
     }
     checks.extend(queue.as_ref().map(of_queue));
     checks.push(channels::channels(info));
-    if let Ok(counters) = client.call::<MetricsCounters>(&NoParams {}) {
+    if let Ok(Some(counters)) = counters {
         checks.push(match counters.store.as_str() {
             "open" | "closed" => Check::ok("metrics", "the store is healthy"),
             other => Check::warn(
@@ -354,26 +485,43 @@ fn of_daemon(
 }
 
 /// Checks OrbStack's version and status, which the daemon reads from `orbctl`.
-fn of_orbstack(client: &mut Client) -> [Check; 2] {
-    let version = match client.call::<OrbstackVersion>(&ReadParams::default()) {
-        Ok(answer) => Check::ok("OrbStack's version", answer.version),
-        Err(error) => Check::error(
+fn of_orbstack(client: &mut Client, deadline: Instant) -> Vec<Check> {
+    let params = ReadParams::default();
+    let (version, status) = match client.send_both::<OrbstackVersion, OrbstackStatus>(&params, &params) {
+        Ok(sent) => sent,
+        Err(error) => {
+            return vec![Check::error(
+                "OrbStack",
+                CliError::from(error).to_string(),
+                UNSTICK,
+            )];
+        }
+    };
+    let status = client.fetch(&status, left(deadline));
+    let version = client.fetch(&version, left(deadline));
+    let mut checks = Vec::new();
+    match version {
+        Ok(Some(answer)) => checks.push(Check::ok("OrbStack's version", answer.version)),
+        // The status is reported below, and has the same cause.
+        Ok(None) => {}
+        Err(error) => checks.push(Check::error(
             "OrbStack's version",
             CliError::from(error).to_string(),
             "open the OrbStack app and let it update",
-        ),
-    };
-    let status = match client.call::<OrbstackStatus>(&ReadParams::default()) {
-        Ok(answer) if answer.observed.stale => Check::error(
+        )),
+    }
+    checks.push(match status {
+        Ok(Some(answer)) if answer.observed.stale => Check::error(
             "OrbStack",
             render::staleness(&answer.observed).unwrap_or_default(),
             UNSTICK,
         ),
-        Ok(answer) if answer.status == "running" => Check::ok("OrbStack", answer.status),
-        Ok(answer) => Check::warn("OrbStack", answer.status, "orbd-ctl start"),
+        Ok(Some(answer)) if answer.status == "running" => Check::ok("OrbStack", answer.status),
+        Ok(Some(answer)) => Check::warn("OrbStack", answer.status, "orbd-ctl start"),
+        Ok(None) => Check::error("OrbStack", "orbctl did not answer `status` in time", UNSTICK),
         Err(error) => Check::error("OrbStack", CliError::from(error).to_string(), UNSTICK),
-    };
-    [version, status]
+    });
+    checks
 }
 
 /// Checks whether the queue or a lane is paused or draining.
@@ -558,6 +706,42 @@ mod tests {
         assert_eq!(socket(&file).status, CheckStatus::Ok);
         let stranger = rustix::process::geteuid().as_raw() + 1;
         assert_eq!(socket_of(&file, stranger).status, CheckStatus::Error);
+    }
+
+    #[test]
+    fn checks_that_hang_are_reported_and_hide_no_other() {
+        let (hung, release) = mpsc::channel::<()>();
+        let group = |name, checks: Box<dyn FnOnce() -> Vec<Check> + Send>| Group {
+            name,
+            fix: "df",
+            checks,
+        };
+        let checks = in_time(
+            vec![
+                group("first", Box::new(|| vec![Check::ok("first", "fine")])),
+                group(
+                    "hung",
+                    Box::new(move || {
+                        let _ = release.recv();
+                        Vec::new()
+                    }),
+                ),
+                group("last", Box::new(|| vec![Check::ok("last", "fine")])),
+            ],
+            Duration::from_millis(300),
+        );
+        let found: Vec<_> = checks.iter().map(|check| (check.name, check.status)).collect();
+        let expected = [
+            ("first", CheckStatus::Ok),
+            ("hung", CheckStatus::Error),
+            ("last", CheckStatus::Ok),
+        ];
+        assert_eq!(found, expected);
+        assert!(
+            checks[1].message.contains("no answer within 300 ms"),
+            "{checks:?}"
+        );
+        drop(hung);
     }
 
     #[test]

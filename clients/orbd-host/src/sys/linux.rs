@@ -74,6 +74,12 @@ pub(super) fn owner(pid: u32) -> Option<u32> {
     Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
+/// Returns the process that called `listen` (`SO_PEERCRED` in unix(7)).
+pub(super) fn listener_of(socket: BorrowedFd<'_>) -> Option<u32> {
+    let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
+    u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+}
+
 /// Returns whether a process leads its group.
 pub(super) fn leads_group(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.group == pid)
@@ -149,5 +155,14 @@ mod tests {
         );
         let outside = parse_stat(line("0").as_bytes()).expect("well formed");
         assert_eq!((outside.group, outside.session), (0, None));
+    }
+
+    #[test]
+    fn listener_of_a_socket_is_the_process_that_bound_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+        let stream = std::os::unix::net::UnixStream::connect(&path).expect("connected");
+        assert_eq!(crate::sys::listener_of(&stream), Some(std::process::id()));
     }
 }

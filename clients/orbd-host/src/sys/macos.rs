@@ -57,6 +57,28 @@ pub(super) fn owner(pid: u32) -> Option<u32> {
     Some(info(pid)?.pbi_uid)
 }
 
+/// Returns the process at the other end of a socket (`LOCAL_PEERPID` in `sys/un.h`). That it is the one that listens, also if it has not
+/// accepted the connection yet, is assumed.
+pub(super) fn listener_of(socket: BorrowedFd<'_>) -> Option<u32> {
+    let mut pid: libc::pid_t = 0;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::pid_t>()).ok()?;
+    // SAFETY: `getsockopt` writes at most `length` bytes to `pid`, which has that size.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_LOCAL,
+            libc::LOCAL_PEERPID,
+            ptr::from_mut(&mut pid).cast(),
+            &raw mut length,
+        )
+    };
+    if status == 0 {
+        u32::try_from(pid).ok()
+    } else {
+        None
+    }
+}
+
 /// Calls `proc_pidinfo` with `PROC_PIDTBSDINFO` (`libproc.h`): it returns the number of bytes filled in, which is all or none.
 fn info(pid: u32) -> Option<libc::proc_bsdinfo> {
     let pid = libc::c_int::try_from(pid).ok()?;

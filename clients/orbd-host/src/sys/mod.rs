@@ -67,6 +67,12 @@ pub fn process_owner(pid: u32) -> Option<u32> {
     platform::owner(pid)
 }
 
+/// Returns the process that listens at the other end of a connected Unix socket; `None` if the system does not report it, or if the
+/// process is outside of our namespace of process ids.
+pub fn listener_of(socket: impl AsFd) -> Option<u32> {
+    platform::listener_of(socket.as_fd()).filter(|pid| *pid > 0)
+}
+
 /// Returns whether exactly this process still runs. A zombie does not count as running.
 pub fn is_alive(identity: &ChildIdentity) -> bool {
     platform::process_info(identity.pid)
