@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 /// external resource (time, kernel, files, orbctl, the journal's file, the store) has one module that uses it, and that
 /// module decides nothing. The dispatcher coordinates. `server` uses the dispatcher's handle, never a module that decides
 /// or that runs `orbctl`.
-const MAY_USE: [(&str, &[&str]); 27] = [
+const MAY_USE: [(&str, &[&str]); 28] = [
     // The crate `orbd-host`, which the compiler keeps below all others.
     ("machine", &[]),
     ("token", &[]),
     ("caller_env", &[]),
     ("run_command", &[]),
     ("locate", &[]),
-    ("config", &[]),
+    ("nearest", &[]),
+    ("config", &["nearest"]),
     ("error_chain", &[]),
     ("release", &[]),
     ("last_program", &[]),

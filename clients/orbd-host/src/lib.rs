@@ -6,6 +6,7 @@
 //! - [`run_command`], [`caller_env`]: arguments and environment of `orbctl run`.
 //! - [`machine`], [`token`]: the words that `orbctl` takes as arguments.
 //! - [`sys`]: identity of processes and files.
+//! - [`nearest`]: suggestions for misspelt names.
 //! - [`error_chain`]: formats an error and its causes as one line.
 
 pub mod caller_env;
@@ -14,6 +15,7 @@ pub mod error_chain;
 pub mod last_program;
 pub mod locate;
 pub mod machine;
+pub mod nearest;
 pub mod release;
 pub mod run_command;
 pub mod sys;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::value::{Bytes, LogFormat, MachineNames, RawValue, Value, check_bounds};
 use super::{ConfigError, Origin, UserDirs};
+use crate::nearest::nearest;
 use crate::run_command::{ExecChannel, GuestEnv};
 
 /// Name and description of a configuration key.
@@ -92,32 +93,6 @@ pub fn find_key(name: &str) -> Result<&'static Key, Option<&'static str>> {
     KEYS.iter()
         .find(|key| key.name == name)
         .ok_or_else(|| nearest(name, KEYS.iter().map(|key| key.name)))
-}
-
-/// Returns the known name closest to a misspelt one; `None` if none is close enough to be the likely intention.
-fn nearest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    let key = key.to_ascii_lowercase().replace('-', "_");
-    known
-        .map(|name| (distance(&key, name), name))
-        .min()
-        .filter(|(distance, name)| *distance <= 1 + name.len() / 5)
-        .map(|(_, name)| name)
-}
-
-/// Returns the Levenshtein distance: how many characters to insert, remove or replace to turn one text into the other.
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (done, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = done + 1;
-        for (at, b) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[at + 1];
-            row[at + 1] = replaced.min(row[at] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
 }
 
 macro_rules! keys {
