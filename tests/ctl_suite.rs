@@ -251,9 +251,10 @@ fn missing_machines_jobs_and_files_have_their_exit_codes() {
         (&["delete", "--yes", "no"], 4),
         (&["job", "show", "999"], 4),
         (&["run", "-m", "no", "true"], 125),
-        // Exit codes of the real tool.
-        (&["push", "-m", "no", "x"], 1),
-        (&["export", "no", "x"], 1),
+        (&["push", "-m", "no", "x"], 4),
+        (&["export", "no", "x"], 4),
+        // The exit code of the real tool.
+        (&["push", "-m", "a", "no-such-file"], 1),
     ] {
         let output = call(&world, words);
         assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));

@@ -90,7 +90,7 @@ const TYPED_WRONG: &[Case] = &[
     (
         &["events", "--kinds", "x"],
         2,
-        &["--kinds", "machines, jobs, cache, orbctl"],
+        &["--kinds", "machines, jobs, cache or orbctl"],
     ),
     (&["events", "--instance", "x"], 2, &["--since"]),
     (
@@ -106,8 +106,21 @@ const TYPED_WRONG: &[Case] = &[
     (
         &["metrics", "history", "--outcome", "x"],
         2,
-        &["--outcome", "succeeded, failed"],
+        &["--outcome", "succeeded, failed", "interrupted or unknown"],
     ),
+    (
+        &["metrics", "history", "--outcome", "faild"],
+        2,
+        &["did you mean 'failed'?"],
+    ),
+    (
+        &["events", "--kinds", "machins"],
+        2,
+        &["did you mean 'machines'?"],
+    ),
+    (&["list", "--runing"], 2, &["did you mean '--running'?"]),
+    (&["strat", "a"], 2, &["'start'"]),
+    (&["job", "shwo", "1"], 2, &["'show'"]),
     (
         &["metrics", "export", "--format", "xml"],
         2,
@@ -174,7 +187,17 @@ const MEANT_WRONG: &[Case] = &[
         2,
         &["--user", "no blanks"],
     ),
-    (&["create", "nodistro", "z"], 1, &["unknown distro"]),
+    (
+        &["create", "ubunto", "z"],
+        2,
+        &["unknown distro", "did you mean 'ubuntu'?", "create --list"],
+    ),
+    (
+        &["create", "ubuntu", "a_b"],
+        2,
+        &["invalid machine name", "letters, digits, '-' and '.'"],
+    ),
+    (&["rename", "a", "a_b"], 2, &["letters, digits, '-' and '.'"]),
     (&["rename", "a", ""], 2, &["the new name", "empty"]),
     (&["rename", "a", "b"], 4, &["already exists"]),
     (&["clone", "nobody", "c"], 4, &["nobody does not exist"]),
@@ -222,9 +245,19 @@ const MEANT_WRONG: &[Case] = &[
         &["not set", "orbd-ctl config show"],
     ),
     (
-        &["config", "set", "no.such.key", "1"],
+        &["config", "get", "memory_mb"],
+        4,
+        &["not set", "did you mean 'memory_mib'?"],
+    ),
+    (
+        &["config", "set", "memory_mb", "1"],
         2,
-        &["has no key 'no.such.key'"],
+        &["did you mean 'memory_mib'?"],
+    ),
+    (
+        &["config", "add", "machine.c.mounts", "/a:/b"],
+        2,
+        &["did you mean 'machine."],
     ),
     (&["jobs", "-n", "0"], 2, &["-n", "1 to 10000"]),
     (&["jobs", "-m", ""], 2, &["machine", "empty"]),
@@ -235,7 +268,27 @@ const MEANT_WRONG: &[Case] = &[
     ),
     (&["job", "why", "999"], 4, &["job 999 not found"]),
     (&["cancel", "999"], 4, &["job 999 not found"]),
+    (&["start", "aa"], 4, &["does not exist", "did you mean 'a'?"]),
+    (
+        &["push", "-m", "aa", "f"],
+        4,
+        &["does not exist", "did you mean 'a'?"],
+    ),
+    (&["pull", "-m", "aa", "f"], 4, &["did you mean 'a'?"]),
+    (&["cp", "aa:f", "."], 4, &["did you mean 'a'?"]),
+    (&["export", "aa", "f"], 4, &["did you mean 'a'?"]),
+    (&["logs", "-f", "aa"], 4, &["did you mean 'a'?"]),
+    (&["shell", "aa"], 125, &["did you mean 'a'?"]),
+    (&["exec", "aa", "ls"], 125, &["did you mean 'a'?"]),
+    (&["run", "-s", "-m", "aa", "ls"], 125, &["did you mean 'a'?"]),
     (&["queue", "pause", ""], 2, &["machine", "empty"]),
+    (
+        &["queue", "pause", "aa"],
+        4,
+        &["does not exist", "did you mean 'a'?"],
+    ),
+    (&["queue", "drain", "nobody"], 4, &["does not exist"]),
+    (&["queue", "resume", "nobody"], 4, &["does not exist"]),
     (&["metrics", "history", "-n", "99999"], 2, &["-n", "1 to 1000"]),
     (
         &["metrics", "history", "--cursor", "x"],
@@ -296,6 +349,12 @@ fn refused_operations_are_reported_with_their_exit_code() {
         assert!(answer["error"]["data"]["kind"].is_string(), "{answer}");
     }
     assert_eq!(world.truth().len(), 2, "no call changed anything");
+    // Cache invalidation of an unknown machine is carried out, because the cache may be what is wrong, and then reported.
+    let output = call(&world, &["cache", "invalidate", "nobody"]);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    ok(&world, &["queue", "pause", "--force", "nobody"]);
+    let queue = ok(&world, &["queue", "resume", "nobody"]);
+    assert!(!queue.contains("nobody"), "{queue}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use orbd_host::nearest::nearest;
 
 /// Options of every command.
 #[derive(Debug, Args, Default)]
@@ -99,6 +100,17 @@ pub(crate) fn whole<N: FromStr<Err = ParseIntError>>(text: &str) -> Result<N, St
         IntErrorKind::PosOverflow => "number too large".into(),
         _ => "expected a whole number, 0 or greater".into(),
     })
+}
+
+/// Returns the message for a word that is not one of a closed set: the words, and the nearest one.
+pub(crate) fn not_one_of(text: &str, words: &[&str]) -> String {
+    let list = match words {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => words.concat(),
+    };
+    let near = nearest(text, words.iter().copied())
+        .map_or_else(String::new, |near| format!("; did you mean '{near}'?"));
+    format!("expected {list}{near}")
 }
 
 /// Parses a job id.

@@ -35,6 +35,8 @@ pub(crate) struct Console {
     pub(crate) err_look: Look,
     /// Print answers as JSON.
     pub(crate) json: bool,
+    /// Returns the names of all machines, to suggest one for a misspelt name.
+    pub(crate) machine_names: Box<dyn Fn() -> Vec<String>>,
 }
 
 impl Console {
@@ -54,6 +56,7 @@ impl Console {
             out: duplicate(&stdout).map_or_else(|| Box::new(stdout) as _, |file| Box::new(file) as _),
             err: duplicate(&stderr).map_or_else(|| Box::new(stderr) as _, |file| Box::new(file) as _),
             json,
+            machine_names: Box::new(Vec::new),
         }
     }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use orbd_client::CallError;
 use orbd_host::error_chain::append_causes;
+use orbd_host::nearest::nearest;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{ErrorData, ErrorObject};
 use serde::Serialize;
@@ -216,6 +217,21 @@ impl CliError {
         Some(hint.to_owned())
     }
 
+    /// Returns the hint for a machine name that is probably misspelt.
+    fn suggestion(&self, console: &Console) -> Option<String> {
+        let name = match (self.kind(), self.data()) {
+            (Some(ErrorKind::MachineNotFound), Some(data)) => data.machine.as_deref()?,
+            _ => return None,
+        };
+        let names = (console.machine_names)();
+        // After a machine was deleted meanwhile, its own name would be suggested.
+        let others = names.iter().map(String::as_str).filter(|other| *other != name);
+        let near = nearest(name, others)?;
+        Some(format!(
+            "did you mean '{near}'? `orbd-ctl list` shows the machines"
+        ))
+    }
+
     /// Returns the error in the API's shape. Kinds that only the client knows have code 0.
     fn error_object(&self) -> ErrorObject {
         let kind = match self {
@@ -272,7 +288,7 @@ impl CliError {
                     .map(|line| format!("  orbctl: {line}\n")),
             );
         }
-        if let Some(hint) = self.hint() {
+        if let Some(hint) = self.suggestion(console).or_else(|| self.hint()) {
             let label = paint(render::HINT, "hint:");
             text.extend([label.as_str(), " ", &hint, "\n"]);
         }

@@ -55,6 +55,7 @@ pub(crate) fn console() -> (Console, Written, Written) {
         out_look: Look::default(),
         err_look: Look::default(),
         json: false,
+        machine_names: Box::new(|| vec!["web".into(), "db".into()]),
     };
     (console, out, err)
 }

@@ -11,9 +11,9 @@ use orbd_host::config::SOCKET_PATH_MAX;
 use orbd_host::config::lock_path;
 use orbd_host::sys;
 use orbd_proto::errors::ErrorKind;
-use orbd_proto::methods::{DaemonHello, DaemonInfo, Method, PROTOCOL_MIN, PROTOCOL_VERSION};
+use orbd_proto::methods::{DaemonHello, DaemonInfo, MachineList, Method, PROTOCOL_MIN, PROTOCOL_VERSION};
 use orbd_proto::protocol::ProtocolRange;
-use orbd_proto::types::{DaemonInfoAnswer, HelloAnswer, HelloParams, NoParams};
+use orbd_proto::types::{DaemonInfoAnswer, HelloAnswer, HelloParams, NoParams, ReadParams};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::args::Global;
@@ -97,6 +97,15 @@ impl Link {
         client.set_timeout(Some(SIDE_QUESTION_MAX)).ok()?;
         client.hello(CLIENT_NAME).ok()?;
         Some(client)
+    }
+
+    /// Returns the names of all machines for a message; empty if they cannot be read at once.
+    pub(crate) fn machine_names(&self) -> Vec<String> {
+        let answer = self
+            .side_connection()
+            .and_then(|mut client| client.call::<MachineList>(&ReadParams::default()).ok());
+        let machines = answer.map(|answer| answer.machines).unwrap_or_default();
+        machines.into_iter().map(|machine| machine.name).collect()
     }
 
     /// Returns whether a daemon holds the socket's lock. True also for a daemon that is shutting down and accepts no connections.

@@ -61,6 +61,8 @@ fn main() -> ExitCode {
         Ok(link) => link,
         Err(error) => return error.end(&mut console),
     };
+    let names_of = link.clone();
+    console.machine_names = Box::new(move || names_of.machine_names());
     let mut context = Context { link, console };
     match commands::carry_out(&mut context, cli.command, Cli::command) {
         Ok(code) => code,

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use orbd_proto::methods::{CacheInvalidate, CacheStatus};
 use orbd_proto::types::{CacheInvalidateParams, NoParams};
 
+use super::targets;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
@@ -42,7 +43,14 @@ pub(super) fn cache(context: &mut Context, command: Option<CacheCommand>) -> Res
         }
         Some(CacheCommand::Invalidate { machine }) => {
             let what = machine.clone().unwrap_or_else(|| "all answers".into());
-            let answer = context.ask::<CacheInvalidate>(Wait::Queue, &CacheInvalidateParams { machine })?;
+            let params = CacheInvalidateParams {
+                machine: machine.clone(),
+            };
+            let answer = context.ask::<CacheInvalidate>(Wait::Queue, &params)?;
+            // After the invalidation, so that it does not depend on the answer: the cache may be what is wrong.
+            if let Some(machine) = machine {
+                targets::check_exists(context, &machine)?;
+            }
             context.console.answer(&answer, |answer, _| {
                 format!("invalidated {what} (generation {})\n", answer.generation)
             })?;

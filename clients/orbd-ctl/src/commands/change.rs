@@ -122,6 +122,21 @@ pub(super) fn whole<M: Method<Answer = ChangeAnswer>>(
     carry_out::<M>(context, change, &[subject.to_owned()], &[request])
 }
 
+/// Adds the rule for names to the error if the name of a new machine is the probable reason. Only `orbctl` decides: its own rule is not
+/// published.
+pub(super) fn explain_new_name(name: &str, error: CliError) -> CliError {
+    let is_usual = name
+        .chars()
+        .all(|character| character.is_ascii_alphanumeric() || matches!(character, '-' | '.'));
+    if is_usual || error.kind() != Some(ErrorKind::OrbctlFailed) {
+        return error;
+    }
+    CliError::Usage {
+        message: error.to_string(),
+        hint: format!("the name of a new machine has only letters, digits, '-' and '.', unlike '{name}'"),
+    }
+}
+
 /// Formats the result of a change. For a detached job this is only its id, for scripts.
 fn format_result(change: &Change, subject: &str, answer: &ChangeAnswer) -> String {
     if answer.state != JobStateWord::Ended {

@@ -27,6 +27,7 @@ pub(crate) struct CloneArgs {
 /// Clones a machine.
 pub(super) fn clone(context: &mut Context, args: CloneArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
+    let new_name = args.new_name.clone();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(
         &job_flags,
@@ -36,5 +37,7 @@ pub(super) fn clone(context: &mut Context, args: CloneArgs) -> Result<ExitCode, 
         }
     );
     let change = Change::new("clone", "cloned {}", "already cloned {}");
-    change::carry_out::<MachineClone>(context, &change, &subjects, &[params])
+    change::carry_out_explained::<MachineClone>(context, &change, &subjects, &[params], &|error| {
+        change::explain_new_name(&new_name, error)
+    })
 }

@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use orbd_host::nearest::nearest;
+use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::{ConfigAdd, ConfigGet, ConfigRemove, ConfigReset, ConfigSet, ConfigShow};
 use orbd_proto::types::{ConfigGetParams, ReadParams};
 
@@ -11,6 +13,7 @@ use super::status::StatusArgs;
 use crate::args::{AgeArgs, JobOptions};
 use crate::context::{Context, request};
 use crate::error::{CliError, exit};
+use crate::link::Link;
 use crate::progress::Wait;
 use crate::render;
 
@@ -118,29 +121,38 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             }
             Err(CliError::Absent {
                 message: format!("config key {} is not set", params.key),
-                hint: "`orbd-ctl config show` lists the keys".into(),
+                hint: nearest_key(&context.link, &params.key),
             })
         }
         ConfigCommand::Set { key, value, job } => {
             let job_flags = job.options();
+            let (link, name) = (context.link.clone(), key.clone());
             let subjects = [key.clone()];
             let params = request!(&job_flags, ConfigSetParams { key, value });
             let change = Change::new("config_set", "set {}", "{} already has that value");
-            change::carry_out::<ConfigSet>(context, &change, &subjects, &[params])
+            change::carry_out_explained::<ConfigSet>(context, &change, &subjects, &[params], &|error| {
+                explain_key(&link, &name, error)
+            })
         }
         ConfigCommand::Add { key, value, job } => {
             let job_flags = job.options();
+            let (link, name) = (context.link.clone(), key.clone());
             let subjects = [format!("{value} to {key}")];
             let params = request!(&job_flags, ConfigEntryParams { key, value });
             let change = Change::new("config_add", "added {}", "{}: nothing to add");
-            change::carry_out::<ConfigAdd>(context, &change, &subjects, &[params])
+            change::carry_out_explained::<ConfigAdd>(context, &change, &subjects, &[params], &|error| {
+                explain_key(&link, &name, error)
+            })
         }
         ConfigCommand::Remove { key, value, job } => {
             let job_flags = job.options();
+            let (link, name) = (context.link.clone(), key.clone());
             let subjects = [format!("{value} from {key}")];
             let params = request!(&job_flags, ConfigEntryParams { key, value });
             let change = Change::new("config_remove", "removed {}", "{}: nothing to remove");
-            change::carry_out::<ConfigRemove>(context, &change, &subjects, &[params])
+            change::carry_out_explained::<ConfigRemove>(context, &change, &subjects, &[params], &|error| {
+                explain_key(&link, &name, error)
+            })
         }
         ConfigCommand::Path => Err(of_orbd("path")),
         ConfigCommand::Check => Err(of_orbd("check")),
@@ -160,6 +172,38 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             change::carry_out::<ConfigReset>(context, &change, &["configuration".into()], &[params])
         }
     }
+}
+
+/// Adds the nearest key to the error if the key is the probable reason: `orbctl` refused it and does not show it.
+fn explain_key(link: &Link, key: &str, error: CliError) -> CliError {
+    if error.kind() != Some(ErrorKind::OrbctlFailed) {
+        return error;
+    }
+    let keys = keys(link);
+    if keys.is_empty() || keys.iter().any(|known| known == key) {
+        return error;
+    }
+    CliError::Usage {
+        message: error.to_string(),
+        hint: nearest_key(link, key),
+    }
+}
+
+/// Returns the hint for a key that is not set: the nearest one, if one is near.
+fn nearest_key(link: &Link, key: &str) -> String {
+    let keys = keys(link);
+    let near = nearest(key, keys.iter().map(String::as_str));
+    let near = near.map_or_else(String::new, |near| format!("did you mean '{near}'? "));
+    format!("{near}`orbd-ctl config show` lists the keys")
+}
+
+/// Returns the keys of OrbStack's configuration for a message; empty if they cannot be read at once.
+fn keys(link: &Link) -> Vec<String> {
+    let answer = link
+        .side_connection()
+        .and_then(|mut client| client.call::<ConfigShow>(&ReadParams::default()).ok());
+    let values = answer.map(|answer| answer.values).unwrap_or_default();
+    values.into_keys().collect()
 }
 
 /// Returns the error for a subcommand that only `daemon config` has.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use orbd_host::nearest::nearest;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::MachineCreate;
 use orbd_proto::types::LeaseOperation;
@@ -161,7 +162,23 @@ pub(super) fn create(context: &mut Context, args: CreateArgs) -> Result<ExitCode
             forward_ssh_agent: args.forward_ssh_agent,
         }
     );
-    change::carry_out::<MachineCreate>(context, &change, &subjects, &[params])
+    let distro = params.distro.clone();
+    change::carry_out_explained::<MachineCreate>(context, &change, &subjects, &[params], &|error| {
+        change::explain_new_name(&subjects[0], explain_distro(&distro, error))
+    })
+}
+
+/// Adds the nearest distribution to the error if the distribution is the probable reason.
+fn explain_distro(distro: &str, error: CliError) -> CliError {
+    if DISTROS.contains(&distro) || error.kind() != Some(ErrorKind::OrbctlFailed) {
+        return error;
+    }
+    let near = nearest(distro, DISTROS.into_iter())
+        .map_or_else(String::new, |near| format!("did you mean '{near}'? "));
+    CliError::Usage {
+        message: error.to_string(),
+        hint: format!("{near}`orbd-ctl create --list` shows the distributions"),
+    }
 }
 
 /// Returns the real tool's arguments. It runs in this client if it has to read a file or prompt on the terminal.

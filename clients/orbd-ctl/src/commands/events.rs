@@ -11,7 +11,7 @@ use orbd_proto::types::{
     Outcome,
 };
 
-use crate::args::whole;
+use crate::args::{not_one_of, whole};
 use crate::console::Console;
 use crate::context::Context;
 use crate::error::CliError;
@@ -55,7 +55,8 @@ fn event_kinds(text: &str) -> Result<EventKinds, String> {
         "orbctl" => vec![K::OrbctlUnhealthy, K::OrbctlRecovered],
         // The names of the API.
         word => vec![serde_json::from_value(word.into()).map_err(|_| {
-            "expected machines, jobs, cache, orbctl, or the name of an event, e.g. machine_gone".to_owned()
+            let groups = not_one_of(word, &["machines", "jobs", "cache", "orbctl"]);
+            format!("{groups}; or the name of an event, e.g. machine_gone")
         })?],
     };
     Ok(EventKinds(kinds))

@@ -22,10 +22,13 @@ use orbd_client::Client;
 use orbd_host::run_command::Call;
 use orbd_host::sys::MARKER;
 use orbd_proto::errors::ErrorKind;
-use orbd_proto::methods::{JobWait, LeaseAcquire, LeaseRelease};
-use orbd_proto::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};
+use orbd_proto::methods::{JobWait, LeaseAcquire, LeaseRelease, MachineList};
+use orbd_proto::types::{
+    Job, JobStateWord, JobWaitParams, LeaseOperation, ReadParams, ReleaseAnswer, ReleaseParams,
+};
 use rustix::process::Signal;
 
+use super::targets;
 use crate::context::{Context, JobFlags, request, wait_with_progress};
 use crate::error::{CliError, exit};
 use crate::interrupt::Interrupt;
@@ -124,6 +127,12 @@ pub(super) fn carry_out<C: Into<Call>>(
         source,
     })?;
     let released = release(context, &mut client, lease.job_id, status);
+    if status.code() == Some(1)
+        && names_existing(operation)
+        && let Some(error) = not_found(context, &machine)
+    {
+        return Err(error);
+    }
     // The tool has written to our stdout, so print nothing more there.
     if terminal == Terminal::Its {
         return Ok(ExitCode::from(code_of(status)));
@@ -168,6 +177,28 @@ fn start_child(context: &mut Context) -> Result<LeaseChild, CliError> {
             source,
         }),
     }
+}
+
+/// Returns whether the machine of an operation must exist before.
+fn names_existing(operation: LeaseOperation) -> bool {
+    !matches!(operation, LeaseOperation::Create | LeaseOperation::Import)
+}
+
+/// Returns the error for a machine that does not exist. The tool exits with 1 then, as it does for other reasons, and its text is not
+/// reliable; so this reads the list, after the failure and not before each call.
+fn not_found(context: &Context, machine: &str) -> Option<CliError> {
+    let mut client = context.link.side_connection()?;
+    let now = ReadParams { max_age_ms: Some(0) };
+    let answer = client.call::<MachineList>(&now).ok()?;
+    let is_known = answer.observed.stale
+        || answer
+            .machines
+            .iter()
+            .any(|known| known.name == machine || known.id == machine);
+    if is_known {
+        return None;
+    }
+    Some(targets::not_found(machine))
 }
 
 /// Returns the error if the daemon ended the tool: a time limit expired, or another client cancelled the job.

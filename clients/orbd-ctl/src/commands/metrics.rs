@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use orbd_proto::methods::{MetricsCounters, MetricsHistory, MetricsSummary};
 use orbd_proto::types::{GroupBy, MetricsHistoryParams, MetricsSummaryParams, NoParams};
 
-use crate::args::{duration, millis, whole};
+use crate::args::{duration, millis, not_one_of, whole};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
@@ -99,14 +99,23 @@ fn group_by(text: &str) -> Result<GroupBy, String> {
         "operation" => Ok(GroupBy::Operation),
         "machine" => Ok(GroupBy::Machine),
         "both" => Ok(GroupBy::Both),
-        _ => Err("expected operation, machine or both".into()),
+        _ => Err(not_one_of(text, &["operation", "machine", "both"])),
     }
 }
 
 fn outcome(text: &str) -> Result<String, String> {
-    match text {
-        "succeeded" | "failed" | "cancelled" | "expired" | "interrupted" | "unknown" => Ok(text.to_owned()),
-        _ => Err("expected succeeded, failed, cancelled, expired, interrupted or unknown".into()),
+    const OUTCOMES: [&str; 6] = [
+        "succeeded",
+        "failed",
+        "cancelled",
+        "expired",
+        "interrupted",
+        "unknown",
+    ];
+    if OUTCOMES.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(not_one_of(text, &OUTCOMES))
     }
 }
 

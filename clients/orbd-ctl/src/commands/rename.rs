@@ -27,6 +27,7 @@ pub(crate) struct RenameArgs {
 /// Renames a machine.
 pub(super) fn rename(context: &mut Context, args: RenameArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
+    let new_name = args.new_name.clone();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(
         &job_flags,
@@ -36,5 +37,7 @@ pub(super) fn rename(context: &mut Context, args: RenameArgs) -> Result<ExitCode
         }
     );
     let change = Change::new("rename", "renamed {}", "already renamed {}");
-    change::carry_out::<MachineRename>(context, &change, &subjects, &[params])
+    change::carry_out_explained::<MachineRename>(context, &change, &subjects, &[params], &|error| {
+        change::explain_new_name(&new_name, error)
+    })
 }

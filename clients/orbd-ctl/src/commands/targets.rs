@@ -1,5 +1,6 @@
-//! Which machines there are now, for `--all` and `--if-missing`.
+//! Which machines there are now, for `--all`, `--if-missing` and misspelt names.
 
+use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::MachineList;
 use orbd_proto::types::{Machine, ReadParams};
 
@@ -22,6 +23,28 @@ pub(super) fn all(
 /// Returns whether there is a machine with this name.
 pub(super) fn exists(context: &mut Context, name: &str) -> Result<bool, CliError> {
     Ok(current(context)?.iter().any(|machine| machine.name == name))
+}
+
+/// Returns an error if the machine with this name or id does not exist. If that cannot be found out, it may exist.
+pub(super) fn check_exists(context: &mut Context, machine: &str) -> Result<(), CliError> {
+    match current(context) {
+        Ok(machines)
+            if !machines
+                .iter()
+                .any(|known| known.name == machine || known.id == machine) =>
+        {
+            Err(not_found(machine))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the error for a machine that does not exist.
+pub(super) fn not_found(machine: &str) -> CliError {
+    let mut data = ErrorKind::MachineNotFound.data();
+    data.machine = Some(machine.to_owned());
+    let message = format!("machine {machine} does not exist");
+    CliError::Refused(ErrorKind::MachineNotFound.with(message, data))
 }
 
 fn current(context: &mut Context) -> Result<Vec<Machine>, CliError> {

@@ -92,7 +92,12 @@ const fn days(days: u64) -> Duration {
 pub fn find_key(name: &str) -> Result<&'static Key, Option<&'static str>> {
     KEYS.iter()
         .find(|key| key.name == name)
-        .ok_or_else(|| nearest(name, KEYS.iter().map(|key| key.name)))
+        .ok_or_else(|| nearest_key(name))
+}
+
+/// Returns the key that a misspelt one probably means.
+fn nearest_key(name: &str) -> Option<&'static str> {
+    nearest(&name.replace('-', "_"), KEYS.iter().map(|key| key.name))
 }
 
 macro_rules! keys {
@@ -130,7 +135,7 @@ macro_rules! keys {
                     _ => Err(ConfigError::UnknownKey {
                         origin,
                         key: key.to_owned(),
-                        nearest: nearest(key, KEYS.iter().map(|key| key.name)),
+                        nearest: nearest_key(key),
                     }),
                 }
             }
