@@ -1,7 +1,8 @@
 //! Everyday shortcuts of the command line: forms that users of docker, scp, kubectl and gh type.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 
 use crate::ctl_suite::{call, ctl, ok, said, succeeded};
 use crate::support::{World, outcome_of};
@@ -280,4 +281,48 @@ fn logs_tail_prints_the_last_lines() {
     let output = call(&world, &["logs", "a", "--since", "1h"]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("journalctl"), "{}", said(&output));
+}
+
+#[test]
+fn api_calls_methods_and_follows_subscriptions() {
+    let world = World::with_machines(&["a"]);
+    let json = |text: &str| -> serde_json::Value { serde_json::from_str(text).expect("JSON") };
+    let info = json(&ok(&world, &["api", "machine.info", r#"{"machine": "a"}"#]));
+    assert_eq!(info["machine"]["name"], "a");
+    let run = r#"{"machine": "a", "command": ["echo", "hi"]}"#;
+    let events = ok(&world, &["api", "machine.run_follow", run]);
+    let last = json(events.lines().last().expect("an event"));
+    assert_eq!(last["job"]["outcome"]["exit_code"], 0, "{events}");
+    let methods = ok(&world, &["api"]);
+    assert!(
+        methods.contains("machine.list ") && methods.contains("Lists all machines."),
+        "{methods}"
+    );
+    let mut from_input = ctl(&world, &["api", "job.get", "-"]);
+    let mut child = from_input.stdin(Stdio::piped()).spawn().expect("it starts");
+    let id = last["job"]["job_id"].to_string();
+    let text = format!("{{\"job_id\": {id}}}");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(text.as_bytes())
+        .expect("it reads");
+    let output = child.wait_with_output().expect("ours");
+    assert_eq!(json(&succeeded(&["api"], output))["job"]["operation"], "run");
+    for (words, code, part) in [
+        (["api", "machine.lst", "{}"], 2, "did you mean 'machine.list'?"),
+        (["api", "machine.list", "[]"], 2, "not a JSON object"),
+        (["api", "machine.list", "{"], 2, "not a JSON object"),
+        (["api", "machine.list", r#"{"nope": 1}"#], 2, "nope"),
+        (
+            ["api", "machine.info", r#"{"machine": "aa"}"#],
+            4,
+            "did you mean 'a'?",
+        ),
+    ] {
+        let output = call(&world, &words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
+        assert!(said(&output).contains(part), "{words:?}: {}", said(&output));
+    }
 }

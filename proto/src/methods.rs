@@ -105,6 +105,9 @@ macro_rules! methods {
             }
         }
 
+        /// Names and summaries of all methods and subscriptions, in the order of the published description.
+        pub const SUMMARIES: &[(&str, &str)] = &[$(($name, $summary),)* $(($sub_name, $sub_summary),)*];
+
         /// Returns all methods and subscriptions, in the order of the published description.
         pub fn descriptions() -> Vec<Description> {
             vec![

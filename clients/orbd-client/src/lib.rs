@@ -97,7 +97,7 @@ impl<M> Sent<M> {
 struct Request<'a, P> {
     jsonrpc: &'static str,
     id: u64,
-    method: &'static str,
+    method: &'a str,
     params: &'a P,
 }
 
@@ -170,6 +170,27 @@ impl Client {
         self.receive(id, answer::<M>)
     }
 
+    /// Calls a method by its name and returns the result as the daemon encoded it. For methods that this build does not know.
+    pub fn call_by_name(&mut self, method: &str, params: &RawValue) -> Result<Box<RawValue>, CallError> {
+        let id = self.send(method, &params)?;
+        self.receive(id, |frame| match (frame.error, frame.result) {
+            (Some(error), _) => Err(CallError::Refused(error)),
+            (None, Some(result)) => Ok(result.to_owned()),
+            (None, None) => parse("the method", "null"),
+        })
+    }
+
+    /// Waits for the next notification of a subscription that [`Client::call_by_name`] made, and returns its event as the daemon encoded it.
+    pub fn next_notification(&mut self) -> Result<Box<RawValue>, CallError> {
+        loop {
+            let line = self.line()?;
+            let frame: Frame<'_> = parse("the subscription", &line)?;
+            if let Some(notification) = frame.params {
+                return Ok(notification.result.to_owned());
+            }
+        }
+    }
+
     /// Sends a call without waiting for its answer. The returned [`Pending`] waits for it and borrows the client.
     pub fn start<M: Method>(&mut self, params: &M::Params) -> Result<Pending<'_, M>, CallError> {
         let sent = self.send_one(params)?;
@@ -236,7 +257,7 @@ impl Client {
     }
 
     /// Sends a request and returns its id.
-    fn send(&mut self, method: &'static str, params: &impl Serialize) -> Result<u64, CallError> {
+    fn send(&mut self, method: &str, params: &impl Serialize) -> Result<u64, CallError> {
         self.give_up_open();
         let id = self.encode(method, params)?;
         self.transmit()?;
@@ -266,7 +287,7 @@ impl Client {
     }
 
     /// Encodes a request, adds it to the open ones and returns its id. [`Client::transmit`] sends it.
-    fn encode(&mut self, method: &'static str, params: &impl Serialize) -> Result<u64, CallError> {
+    fn encode(&mut self, method: &str, params: &impl Serialize) -> Result<u64, CallError> {
         let id = self.next_id;
         self.next_id += 1;
         let request = Request {
@@ -275,8 +296,10 @@ impl Client {
             method,
             params,
         };
-        let mut line =
-            serde_json::to_vec(&request).map_err(|source| CallError::Unreadable { method, source })?;
+        let mut line = serde_json::to_vec(&request).map_err(|source| CallError::Unreadable {
+            method: "a request",
+            source,
+        })?;
         line.push(b'\n');
         if method == DaemonHello::NAME {
             self.hello = Some((id, line.clone()));

@@ -14,7 +14,7 @@ use orbd_proto::types::{Job, JobListParams, JobStateWord, ReadParams};
 
 use crate::args::Global;
 use crate::cli::Cli;
-use crate::commands::DISTROS;
+use crate::commands::{DISTROS, method_names};
 use crate::environment::{Environment, variable};
 use crate::link::{CLIENT_NAME, Link};
 
@@ -56,6 +56,9 @@ fn completed(command: clap::Command) -> clap::Command {
             "id" | "ids" => argument.add(ArgValueCandidates::new(jobs)),
             "image" => argument.add(ArgValueCandidates::new(|| words(&DISTROS))),
             "arch" => argument.add(ArgValueCandidates::new(|| words(&["arm64", "amd64"]))),
+            "method" => argument.add(ArgValueCandidates::new(|| {
+                method_names().map(CompletionCandidate::new).collect()
+            })),
             "key" => argument.add(ArgValueCandidates::new(config_keys)),
             _ => argument,
         })

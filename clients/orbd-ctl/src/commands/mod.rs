@@ -1,5 +1,6 @@
 //! One module per verb. Each builds a request from the arguments, makes the call, and prints the answer.
 
+mod api;
 mod attach;
 mod cache;
 mod cancel;
@@ -44,6 +45,7 @@ mod watch;
 
 use std::process::ExitCode;
 
+pub(crate) use api::method_names;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
 pub(crate) use create::DISTROS;
@@ -53,6 +55,7 @@ pub(crate) use list::{ListArgs, ListFormat};
 use crate::args::Nothing;
 use crate::context::Context;
 use crate::error::CliError;
+use api::ApiArgs;
 use cache::CacheArgs;
 use cancel::CancelArgs;
 use clone::CloneArgs;
@@ -311,6 +314,14 @@ Examples:
     Cache(CacheArgs) "cache" [] "Examples:
   orbd-ctl cache
   orbd-ctl cache invalidate              the next reads ask orbctl";
+    /// Call a method of orbd's API and print its result as JSON
+    Api(ApiArgs) "api" [] "The methods and their parameters are in proto/openrpc.json. A subscription prints one line for each event.
+
+Examples:
+  orbd-ctl api                           list the methods
+  orbd-ctl api machine.info '{\"machine\": \"web\"}' | jq -r .ip4
+  orbd-ctl api events.subscribe '{\"kinds\": [\"job_ended\"]}'
+  jq -n '{job_id: 12}' | orbd-ctl api job.get -";
     /// Show wait and run times of operations
     Metrics(MetricsArgs) "metrics" [] "Examples:
   orbd-ctl metrics --window 1h --by machine
@@ -396,6 +407,7 @@ pub(crate) fn carry_out(
         Command::Queue(args) => queue::queue(context, args.command),
         Command::Events(args) => events::events(context, &args),
         Command::Cache(args) => cache::cache(context, args.command),
+        Command::Api(args) => api::api(context, &args),
         Command::Metrics(args) => metrics::metrics(context, args),
         Command::Daemon(args) => daemon::daemon(context, args.command),
         Command::Service(args) => service::service(context, &args),
