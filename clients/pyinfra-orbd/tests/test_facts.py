@@ -81,13 +81,16 @@ class TestFacts:
     def test_vm_network_has_the_machines_routes_and_starts_nothing(self, host: Host, daemon: RealDaemon) -> None:
         web = host.get_fact(facts.VmNetwork, "web")
         assert web is not None
-        subnet, gateway = _queries.route(daemon.inside("web", "cat", "/proc/net/route"))
+        seen = daemon.inside("web", "sh", "-c", _queries.INSPECT_NETWORK)
+        subnet, gateway = _queries.route(seen)
         assert (web["subnet"], web["gateway"]) == (subnet or "192.168.138.0/23", gateway)
+        assert web["mac"] == _queries.mac_address(seen)
         assert web["domain"] == "web.orb.local"
         db = host.get_fact(facts.VmNetwork, "db")
         assert db == {
             "ip4": None,
             "ip6": None,
+            "mac": None,
             "domain": "db.orb.local",
             "hostname": "db.orb.local",
             "subnet": "192.168.138.0/23",
@@ -249,3 +252,26 @@ HEADER = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
 def test_route_parses_the_kernels_routing_table(rows: list[str], expected: tuple[str | None, str | None]) -> None:
     """Lines in another format are skipped."""
     assert _queries.route("\n".join([HEADER, *rows])) == expected
+
+
+DEFAULT_BY_ETH0 = "eth0 00000000 018BA8C0 0003 0 0 0 00000000 0 0 0"
+ADDRESSES = (
+    "/sys/class/net/docker0/address:02:42:ac:11:00:01",
+    "/sys/class/net/eth0/address:a6:17:db:b7:e9:f1",
+    "/sys/class/net/lo/address:00:00:00:00:00:00",
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([DEFAULT_BY_ETH0, *ADDRESSES], "a6:17:db:b7:e9:f1"),
+        ([DEFAULT_BY_ETH0, *ADDRESSES[:1]], None),
+        ([*ADDRESSES], None),
+        ([*ADDRESSES[1:]], "a6:17:db:b7:e9:f1"),
+        ([DEFAULT_BY_ETH0], None),
+        ([], None),
+    ],
+)
+def test_mac_address_is_that_of_the_default_routes_interface(lines: list[str], expected: str | None) -> None:
+    assert _queries.mac_address("\n".join([HEADER, *lines])) == expected

@@ -6,7 +6,7 @@ All results are dictionaries, lists, strings and numbers, so that a deploy can u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from os import path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
@@ -50,10 +50,11 @@ class MachineInfo(Machine):
 
 
 class Network(TypedDict):
-    """A machine's addresses, names, subnet and gateway; ``gateway`` is None if the machine is not running."""
+    """A machine's addresses, names, subnet and gateway; ``mac`` and ``gateway`` are None if the machine is not running."""
 
     ip4: str | None
     ip6: str | None
+    mac: str | None
     domain: str
     hostname: str
     subnet: str | None
@@ -119,23 +120,28 @@ def machine_info(client: Client, machine: str, max_age: float | None = None) -> 
     }
 
 
+INSPECT_NETWORK = "cat /proc/net/route; grep -H . /sys/class/net/*/address"
+"""Command in a machine that prints the kernel's routing table, and the hardware address of each interface after its path."""
+
+
 def network(client: Client, machine: str, max_age: float | None = None) -> Network:
-    """Returns a machine's addresses and names, and its subnet and gateway, which it reads inside a running machine.
+    """Returns a machine's addresses and names. Reads MAC address, subnet and gateway inside a running machine.
 
     For a machine that is not running, the subnet is OrbStack's setting ``network.subnet4``. The query never starts a machine.
     """
     info = machine_info(client, machine, max_age)
-    subnet = gateway = None
+    mac = subnet = gateway = None
     if info["state"] == "running":
-        run = client.machine_run(info["name"], ["cat", "/proc/net/route"])
-        subnet, gateway = route(
-            b"".join(chunk.data for chunk in run.output if chunk.stream == "stdout").decode("ascii", "replace")
-        )
+        run = client.machine_run(info["name"], ["sh", "-c", INSPECT_NETWORK])
+        seen = b"".join(chunk.data for chunk in run.output if chunk.stream == "stdout").decode("ascii", "replace")
+        mac = mac_address(seen)
+        subnet, gateway = route(seen)
     if subnet is None:
         subnet = client.config_show(max_age_ms=_milliseconds(max_age)).values.get("network.subnet4")
     return {
         "ip4": info["ip4"],
         "ip6": info["ip6"],
+        "mac": mac,
         "domain": info["domain"],
         "hostname": info["domain"],
         "subnet": subnet,
@@ -153,19 +159,37 @@ class Route(NamedTuple):
 
 
 def route(table: str) -> tuple[str | None, str | None]:
-    """Parses ``/proc/net/route``; returns the subnet of the default route's interface, and the gateway."""
+    """Parses the output of ``INSPECT_NETWORK``; returns the subnet of the default route's interface, and the gateway."""
     routes = list(_routes(table))
-    unspecified = IPv4Address(0)
-    default = next((found for found in routes if found.target == found.mask == unspecified), None)
+    default = _default(routes)
     if default is None:
         return None, None
+    unspecified = IPv4Address(0)
     on_link = (found for found in routes if found.interface == default.interface and found.gateway == unspecified != found.mask)
     subnet = next((str(IPv4Network((int(found.target), str(found.mask)))) for found in on_link), None)
     return subnet, str(default.gateway)
 
 
+def mac_address(seen: str) -> str | None:
+    """Parses the output of ``INSPECT_NETWORK``; returns the MAC address of the default route's interface.
+
+    Without a default route, it is that of the only interface that has one.
+    """
+    found = re.findall(r"^/sys/class/net/([^/]+)/address:([0-9a-f:]{17})$", seen, re.MULTILINE)
+    addresses = {interface: address for interface, address in found if address.strip("0:")}
+    default = _default(_routes(seen))
+    if default is not None:
+        return addresses.get(default.interface)
+    return next(iter(addresses.values())) if len(addresses) == 1 else None
+
+
+def _default(routes: Iterable[Route]) -> Route | None:
+    unspecified = IPv4Address(0)
+    return next((found for found in routes if found.target == found.mask == unspecified), None)
+
+
 def _routes(table: str) -> Iterator[Route]:
-    for line in table.splitlines()[1:]:
+    for line in table.splitlines():
         row = line.split()
         try:
             yield Route(row[0], _address(row[1]), _address(row[2]), _address(row[7]))

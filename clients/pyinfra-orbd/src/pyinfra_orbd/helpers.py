@@ -97,7 +97,7 @@ def vm_ip(machine: str | None = None, *, max_age: float | None = None) -> str | 
 
 @_raises_fact_error
 def vm_network_info(machine: str | None = None, *, max_age: float | None = None) -> _queries.Network:
-    """Returns a machine's addresses, domain, subnet and gateway."""
+    """Returns a machine's addresses, MAC address, domain, subnet and gateway."""
     return _queries.network(client(), _machine_or_own(machine), max_age)
 
 

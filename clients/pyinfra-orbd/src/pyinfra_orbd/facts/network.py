@@ -26,13 +26,14 @@ class VmNetwork(DaemonFact[_queries.Network | None]):
         {
             "ip4": "192.168.139.2",
             "ip6": "fd07:b51a:cc66:0:a617:db5e:ab7:e9f1",
+            "mac": "a6:17:db:b7:e9:f1",
             "domain": "web.orb.local",
             "hostname": "web.orb.local",
             "subnet": "192.168.138.0/23",
             "gateway": "192.168.139.1",
         }
 
-    Subnet and gateway come from the routes of a running machine. The fact never starts a machine: for a machine that is not
+    MAC address, subnet and gateway are read in a running machine. The fact never starts a machine: for a machine that is not
     running, the subnet is OrbStack's setting ``network.subnet4``, and addresses and gateway are ``None``.
     """
 
