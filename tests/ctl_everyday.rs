@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use crate::ctl_suite::{call, ctl, ok, said, succeeded};
-use crate::support::{World, outcome_of};
+use crate::support::{World, eventually, outcome_of};
 
 #[test]
 fn exec_is_run_with_the_machine_first() {
@@ -324,5 +324,42 @@ fn api_calls_methods_and_follows_subscriptions() {
         let output = call(&world, &words);
         assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
         assert!(said(&output).contains(part), "{words:?}: {}", said(&output));
+    }
+}
+
+#[test]
+fn label_of_a_job_is_shown_in_jobs_events_and_records() {
+    let world = World::with_machines(&["a"]);
+    ok(&world, &["run", "-m", "a", "--label", "Check it", "true"]);
+    fs::write(world.path("home/file"), "text").expect("a file");
+    ok(&world, &["push", "-m", "a", "--label", "Copy it", "file"]);
+    let jobs = ok(&world, &["jobs", "--all"]);
+    assert!(
+        jobs.contains("\"Check it\": done") && jobs.contains("\"Copy it\": done"),
+        "{jobs}"
+    );
+    let id = ok(&world, &["jobs", "--all", "-q"])
+        .lines()
+        .next()
+        .expect("a job")
+        .to_owned();
+    let why = ok(&world, &["job", "why", &id]);
+    assert!(why.contains("(run a, \"Check it\")"), "{why}");
+    let events = ok(&world, &["events", "--since", "1"]);
+    assert!(
+        events.contains("(run a, \"Check it\") of orbd-ctl started"),
+        "{events}"
+    );
+    eventually("the record is stored", || {
+        let history = ok(&world, &["metrics", "history"]);
+        history.contains("Copy it").then_some(())
+    });
+    let csv = ok(&world, &["metrics", "export", "--format", "csv"]);
+    assert!(csv.lines().next().expect("a header").ends_with(",label"), "{csv}");
+    assert!(csv.contains(",Check it\r\n"), "{csv}");
+    for label in ["", "a\tb", &"x".repeat(129)] {
+        let output = call(&world, &["start", "a", "--label", label]);
+        assert_eq!(output.status.code(), Some(2), "{label:?}: {}", said(&output));
+        assert!(said(&output).contains("--label"), "{label:?}: {}", said(&output));
     }
 }

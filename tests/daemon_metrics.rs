@@ -42,6 +42,7 @@ fn record(id: u64, ended_ms: u64) -> OperationRecord {
         joined: false,
         in_channel: false,
         changed: None,
+        label: None,
     }
 }
 

@@ -104,5 +104,6 @@ fn record(n: u64, ended_ms: u64) -> OperationRecord {
         joined: false,
         in_channel: false,
         changed: None,
+        label: None,
     }
 }

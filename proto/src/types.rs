@@ -25,6 +25,9 @@ macro_rules! job_params {
             pub queue_timeout_ms: Option<u64>,
             /// Longest time from start to end, in milliseconds, at most a year. The default depends on the job's class; commands have none.
             pub run_timeout_ms: Option<u64>,
+            /// Text that job lists, events and records show with the job, such as the name of a deploy's step; at most 128 bytes, without
+            /// control characters. It is not kept over a restart of the daemon.
+            pub label: Option<String>,
         }
 
         impl $name {
@@ -34,6 +37,7 @@ macro_rules! job_params {
                     detach: self.detach,
                     queue_timeout_ms: self.queue_timeout_ms,
                     run_timeout_ms: self.run_timeout_ms,
+                    label: self.label.clone(),
                 }
             }
         }
@@ -123,7 +127,7 @@ fn is_false(value: &bool) -> bool {
 }
 
 /// Parameters common to all methods that create a job.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct JobOptions {
     /// Answer at once with the job's id instead of waiting for its end.
     pub detach: bool,
@@ -131,6 +135,8 @@ pub struct JobOptions {
     pub queue_timeout_ms: Option<u64>,
     /// Longest time from start to end, in milliseconds; `None` for the default of the job's class.
     pub run_timeout_ms: Option<u64>,
+    /// Text that job lists, events and records show with the job; `None` for none.
+    pub label: Option<String>,
 }
 
 /// The method takes no parameters.

@@ -42,6 +42,7 @@ pub(super) fn job(id: u64, executor: &Executor, connection: u64) -> JobSpec {
         detached: false,
         queue_timeout: None,
         run_timeout: None,
+        label: None,
     };
     JobSpec::new(JobId(id), Moment::now(), &submission)
 }

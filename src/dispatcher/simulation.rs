@@ -315,6 +315,7 @@ fn submission(action: impl Into<Action>) -> Submission {
         detached: false,
         queue_timeout: None,
         run_timeout: None,
+        label: None,
     }
 }
 

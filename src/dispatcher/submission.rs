@@ -98,6 +98,8 @@ pub struct Submission {
     pub queue_timeout: Option<Duration>,
     /// Longest run time; `None` means the default of the operation's class.
     pub run_timeout: Option<Duration>,
+    /// Text that job lists, events and records show with the job.
+    pub label: Option<Arc<str>>,
 }
 
 /// The part of a job that is fixed at acceptance. It is kept with the ended job, so it has none of the operands, which may hold secrets
@@ -122,6 +124,8 @@ pub struct JobSpec {
     pub queue_timeout: Option<Duration>,
     /// Longest run time; `None` for no limit.
     pub run_timeout: Option<Duration>,
+    /// Text that job lists, events and records show with the job.
+    pub label: Option<Arc<str>>,
     /// Approximate size of the operands in bytes.
     pub weight: u64,
     /// Whether the client sends the command's input while it runs.
@@ -154,6 +158,7 @@ impl JobSpec {
             detached: submission.detached,
             queue_timeout: submission.queue_timeout,
             run_timeout: submission.run_timeout,
+            label: submission.label.clone(),
             weight: exec.map_or(0, ExecRequest::weight),
             streams_input: exec.is_some_and(|request| request.stdin == Stdin::Stream),
         }
@@ -186,6 +191,7 @@ impl JobSpec {
             detached,
             queue_timeout: None,
             run_timeout: None,
+            label: None,
             weight: 0,
             streams_input: false,
         }

@@ -100,6 +100,7 @@ impl Watch {
             verb: spec.info.verb.as_str(),
             machine: spec.info.machine.clone(),
             client: spec.client.name.clone(),
+            label: spec.label.clone(),
         };
         let event = match state {
             JobState::Waiting => Event::JobQueued(facts),

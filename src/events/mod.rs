@@ -39,6 +39,8 @@ pub struct JobFacts {
     pub machine: Option<MachineName>,
     /// Name of the client.
     pub client: Arc<str>,
+    /// Label that the client gave the job.
+    pub label: Option<Arc<str>>,
 }
 
 /// Something that happened. Reads cause no events: they change nothing, and polling itself consists of reads.

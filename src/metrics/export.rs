@@ -143,11 +143,12 @@ fn json_line(out: &mut String, record: &OperationRecord) {
         "joined": record.joined,
         "changed": record.changed,
         "in_channel": record.in_channel,
+        "label": record.label.as_deref(),
     });
     let _ = writeln!(out, "{line}");
 }
 
-const COLUMNS: [&str; 21] = [
+const COLUMNS: [&str; 22] = [
     "job_id",
     "operation",
     "machine",
@@ -169,6 +170,7 @@ const COLUMNS: [&str; 21] = [
     "joined",
     "changed",
     "in_channel",
+    "label",
 ];
 
 fn csv_line(out: &mut String, record: &OperationRecord) {
@@ -197,6 +199,7 @@ fn csv_line(out: &mut String, record: &OperationRecord) {
         record.joined.to_string(),
         text(record.changed),
         record.in_channel.to_string(),
+        text(record.label.as_deref()),
     ];
     for (at, field) in fields.iter().enumerate() {
         if at > 0 {
@@ -410,7 +413,7 @@ mod tests {
         assert_eq!(
             out,
             "7,start,web,change,deploy,4711,501,1763650000000,1763650000020,1763650001250,20123,1230456,exited,,\
-             succeeded,0,12,34567,false,true,true\r\n"
+             succeeded,0,12,34567,false,true,true,\r\n"
         );
         assert_eq!(out.matches(',').count() + 1, COLUMNS.len());
     }

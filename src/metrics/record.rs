@@ -55,6 +55,8 @@ pub struct OperationRecord {
     pub in_channel: bool,
     /// Whether a change changed anything; `None` if that is unknown and for other operations.
     pub changed: Option<bool>,
+    /// Label that the client gave the job.
+    pub label: Option<Arc<str>>,
 }
 
 /// The client that requested an operation.
@@ -148,7 +150,10 @@ pub(super) enum RecordError {
 
 const VERSION: u8 = 1;
 
-/// The body that follows the byte [`VERSION`].
+/// Version of a record with a label: the body of [`VERSION`], then the label.
+const VERSION_LABELLED: u8 = 2;
+
+/// The body that follows the version byte.
 #[derive(Serialize, Deserialize)]
 struct StoredRecord<'a> {
     id: u64,
@@ -214,18 +219,30 @@ impl OperationRecord {
             changed: self.changed,
             in_channel: self.in_channel,
         };
-        postcard::to_extend(&stored, vec![VERSION]).expect("encoding a record in memory succeeds")
+        let encoded = match &self.label {
+            None => postcard::to_extend(&stored, vec![VERSION]),
+            Some(label) => postcard::to_extend(&stored, vec![VERSION_LABELLED])
+                .and_then(|bytes| postcard::to_extend(&**label, bytes)),
+        };
+        encoded.expect("encoding a record in memory succeeds")
     }
 
     /// Decodes the output of [`Self::encode`].
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         match bytes {
             [] => Err(RecordError::Empty),
-            [VERSION, body @ ..] => {
+            [version @ (VERSION | VERSION_LABELLED), body @ ..] => {
                 let (stored, rest) =
                     postcard::take_from_bytes::<StoredRecord<'_>>(body).map_err(|_| RecordError::Body)?;
+                let (label, rest) = if *version == VERSION_LABELLED {
+                    let (label, rest) =
+                        postcard::take_from_bytes::<&str>(rest).map_err(|_| RecordError::Body)?;
+                    (Some(Arc::from(label)), rest)
+                } else {
+                    (None, rest)
+                };
                 if rest.is_empty() {
-                    stored.into_record()
+                    stored.into_record(label)
                 } else {
                     Err(RecordError::Body)
                 }
@@ -236,7 +253,7 @@ impl OperationRecord {
 }
 
 impl StoredRecord<'_> {
-    fn into_record(self) -> Result<OperationRecord, RecordError> {
+    fn into_record(self, label: Option<Arc<str>>) -> Result<OperationRecord, RecordError> {
         let machine = self.machine.map(|name| name.parse::<MachineName>()).transpose();
         let at = |after: i64| self.accepted_ms.wrapping_add(after.cast_unsigned());
         Ok(OperationRecord {
@@ -267,6 +284,7 @@ impl StoredRecord<'_> {
             joined: self.joined,
             changed: self.changed,
             in_channel: self.in_channel,
+            label,
         })
     }
 }
@@ -309,6 +327,7 @@ pub(super) mod tests {
             joined: false,
             in_channel: true,
             changed: Some(true),
+            label: None,
         }
     }
 
@@ -319,6 +338,18 @@ pub(super) mod tests {
     fn sample_record_encodes_to_and_decodes_from_the_committed_bytes() {
         assert_eq!(sample(7).encode(), SAMPLE);
         assert_eq!(OperationRecord::decode(SAMPLE), Ok(sample(7)));
+    }
+
+    #[test]
+    fn label_is_stored_after_the_body_of_version_1() {
+        let mut record = sample(7);
+        record.label = Some("Install packages".into());
+        let encoded = record.encode();
+        assert_eq!(encoded[0], 2);
+        assert_eq!(encoded[1..SAMPLE.len()], SAMPLE[1..]);
+        assert_eq!(OperationRecord::decode(&encoded), Ok(record));
+        let cut = &encoded[..encoded.len() - 1];
+        assert_eq!(OperationRecord::decode(cut), Err(RecordError::Body));
     }
 
     #[test]

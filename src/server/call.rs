@@ -126,6 +126,7 @@ impl Call {
             detached: options.detach,
             queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
             run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
+            label: convert::label(options.label)?,
         };
         self.server
             .dispatcher
@@ -141,13 +142,14 @@ impl Call {
         expected_id: Option<MachineId>,
         options: JobOptions,
     ) -> Result<ChangeAnswer, ErrorObject> {
+        let detach = options.detach;
         let mut job = self.submit(Action::Change(change), expected_id, options).await?;
-        let state = if options.detach {
+        let state = if detach {
             job.state.borrow().clone()
         } else {
             end(&mut job).await?
         };
-        if !options.detach {
+        if !detach {
             ended_well(&job, &state)?;
         }
         Ok(change_answer(job.spec.id, &job.spec.accepted, &state))

@@ -1,6 +1,7 @@
 //! Conversions between wire types and internal types that several groups of methods share. Parsing names the invalid field.
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::clock::{Moment, unix_ms};
@@ -42,6 +43,23 @@ pub(super) fn timeout(field: &str, ms: Option<u64>) -> Result<Option<Duration>, 
     match ms.map(Duration::from_millis) {
         Some(limit) if limit > TIMEOUT_MAX => Err(invalid(field, "must be at most a year")),
         limit => Ok(limit),
+    }
+}
+
+/// Longest label of a job, in bytes.
+const LABEL_MAX: usize = 128;
+
+/// Checks a job's label, which clients print as it is.
+pub(super) fn label(label: Option<String>) -> Result<Option<Arc<str>>, ErrorObject> {
+    match label {
+        Some(label) if label.len() > LABEL_MAX => {
+            Err(invalid("label", format!("must have at most {LABEL_MAX} bytes")))
+        }
+        Some(label) if label.trim().is_empty() => Err(invalid("label", "must not be empty")),
+        Some(label) if label.contains(char::is_control) => {
+            Err(invalid("label", "must not contain control characters"))
+        }
+        label => Ok(label.map(Arc::from)),
     }
 }
 

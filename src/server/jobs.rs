@@ -58,6 +58,7 @@ pub(super) fn job(view: &JobView) -> types::Job {
         machine: spec.info.machine.as_ref().map(MachineName::to_string),
         job_class: spec.info.class.as_str().into(),
         client: client(&spec.client),
+        label: spec.label.as_deref().map(str::to_owned),
         lanes: lanes(&spec.info.footprint),
         detached: spec.detached,
         state: state_word(&view.state),

@@ -51,6 +51,9 @@ pub(crate) struct LeaseOptions {
     /// Stop the job after it has run for TIME
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) timeout: Option<Duration>,
+    /// Text that job lists, events and records show with the job
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
 }
 
 /// Output format, with the flag that `orbctl` has.

@@ -33,7 +33,7 @@ pub(crate) struct Context {
 }
 
 /// The parameters that every request for a job has.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct JobFlags {
     /// Return the job id without waiting for the job.
     pub(crate) detach: bool,
@@ -41,6 +41,8 @@ pub(crate) struct JobFlags {
     pub(crate) queue_timeout_ms: Option<u64>,
     /// Maximum run time; `None` for the daemon's default.
     pub(crate) run_timeout_ms: Option<u64>,
+    /// Label of the job; `None` for none.
+    pub(crate) label: Option<String>,
 }
 
 /// Callback that prints the answer to the request with this index.
@@ -56,6 +58,7 @@ macro_rules! request {
             detach: job_flags.detach,
             queue_timeout_ms: job_flags.queue_timeout_ms,
             run_timeout_ms: job_flags.run_timeout_ms,
+            label: job_flags.label.clone(),
         }
     }};
 }
@@ -78,6 +81,7 @@ impl LeaseOptions {
             detach: false,
             queue_timeout_ms: self.queue_timeout.map(millis),
             run_timeout_ms: self.timeout.map(millis),
+            label: self.label.clone(),
         }
     }
 }

@@ -314,6 +314,7 @@ fn flag_of(field: &str) -> Option<&'static str> {
         "run_timeout_ms" | "timeout_ms" => "--timeout",
         "queue_timeout_ms" => "--queue-timeout",
         "max_age_ms" => "--max-age",
+        "label" => "--label",
         "new_name" => "the new name",
         "window_ms" => "--window",
         "mounts" => "--mount",

@@ -196,6 +196,7 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
             pid: Some(std::process::id()),
             uid: 501,
         },
+        label: None,
         lanes: Vec::new(),
         detached: false,
         state,

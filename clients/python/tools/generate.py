@@ -75,7 +75,7 @@ POSITIONAL = {
 }
 """Methods whose positional parameters are not the required ones."""
 
-JOB_OPTIONS = ("detach", "queue_timeout_ms", "run_timeout_ms")
+JOB_OPTIONS = ("detach", "queue_timeout_ms", "run_timeout_ms", "label")
 """Parameters that all methods which create a job have in common."""
 
 MODELS_HEADER = '''"""Answers and events of the daemon, as frozen records.

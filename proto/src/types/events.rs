@@ -205,6 +205,8 @@ pub struct EventJob {
     pub machine: Option<String>,
     /// Name of the client that submitted the job.
     pub client: String,
+    /// Label that the client gave the job; absent if it gave none.
+    pub label: Option<String>,
 }
 
 #[cfg(test)]

@@ -131,6 +131,8 @@ pub struct Job {
     pub job_class: String,
     /// The client that submitted the job.
     pub client: Client,
+    /// Label that the client gave the job; absent if it gave none.
+    pub label: Option<String>,
     /// The lanes that the job holds or waits for; absent if it takes none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lanes: Vec<JobLane>,

@@ -166,6 +166,8 @@ pub struct MetricsRecord {
     #[serde(default, skip_serializing_if = "is_false")]
     #[schemars(extend("default" = false))]
     pub in_channel: bool,
+    /// Label that the client gave the job; absent if it gave none.
+    pub label: Option<String>,
 }
 
 /// Answer of `metrics.history`.

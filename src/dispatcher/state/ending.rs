@@ -228,5 +228,6 @@ fn record(
         joined: entry.joined > 0,
         in_channel: entry.in_channel,
         changed,
+        label: spec.label.clone(),
     }
 }

@@ -81,6 +81,7 @@ impl<O: Orbctl> State<O> {
             detached: true,
             queue_timeout: Some(self.jobs.queue_timeout()),
             run_timeout: Some(self.jobs.query_timeout()),
+            label: None,
         };
         let spec = Arc::new(JobSpec::new(id, now, &submission));
         match self.accept(&spec, submission.executor) {

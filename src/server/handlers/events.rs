@@ -281,6 +281,7 @@ fn event_job(answer: &JobFacts) -> types::EventJob {
         operation: answer.verb.into(),
         machine: answer.machine.as_ref().map(MachineName::to_string),
         client: answer.client.to_string(),
+        label: answer.label.as_deref().map(str::to_owned),
     }
 }
 

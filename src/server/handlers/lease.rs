@@ -52,6 +52,7 @@ pub(super) fn register(registry: &mut Registry) {
             detached: false,
             queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
             run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
+            label: convert::label(options.label)?,
         };
         let mut job = call
             .server

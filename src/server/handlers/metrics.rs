@@ -157,6 +157,7 @@ fn written(record: &OperationRecord) -> MetricsRecord {
         bytes_out: record.bytes_out,
         joined: record.joined,
         in_channel: record.in_channel,
+        label: record.label.as_deref().map(str::to_owned),
     }
 }
 

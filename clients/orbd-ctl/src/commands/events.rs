@@ -273,8 +273,12 @@ fn job_text(job: &EventJob) -> String {
         .machine
         .as_ref()
         .map_or_else(String::new, |machine| format!(" {machine}"));
+    let label = job
+        .label
+        .as_ref()
+        .map_or_else(String::new, |label| format!(", \"{}\"", render::plain(label)));
     format!(
-        "job {} ({}{machine}) of {}",
+        "job {} ({}{machine}{label}) of {}",
         job.job_id, job.operation, job.client
     )
 }

@@ -45,6 +45,7 @@ pub(super) fn shell(context: &mut Context, args: &ShellArgs) -> ExitCode {
     let limits = LeaseOptions {
         queue_timeout: args.queue_timeout,
         timeout: None,
+        label: None,
     };
     let ended = attach(context, machine, &limits, Terminal::Its, &guest);
     code(context, ended)

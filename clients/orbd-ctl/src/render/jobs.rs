@@ -7,15 +7,20 @@ use orbd_proto::types::{
     Job, JobListAnswer, JobStateWord, Outcome, QueueStatusAnswer, WaitReason, WaitingFor,
 };
 
-use super::{BAD, GOOD, HINT, QUIET, age_ms, bytes, duration_us, paint};
+use super::{BAD, GOOD, HINT, QUIET, age_ms, bytes, cell, duration_us, paint, plain};
 use crate::layout::Look;
 
-/// Formats a job's name, e.g. `job 12 (create web)`.
+/// Formats a job's name, e.g. `job 12 (create web)` or `job 12 (create web, "Prepare")`.
 pub(crate) fn job_name(job: &Job) -> String {
-    match &job.machine {
-        Some(machine) => format!("job {} ({} {machine})", job.job_id, job.operation),
-        None => format!("job {} ({})", job.job_id, job.operation),
-    }
+    let machine = job
+        .machine
+        .as_ref()
+        .map_or_else(String::new, |machine| format!(" {machine}"));
+    let label = job
+        .label
+        .as_ref()
+        .map_or_else(String::new, |label| format!(", \"{}\"", plain(label)));
+    format!("job {} ({}{machine}{label})", job.job_id, job.operation)
 }
 
 /// Formats the names of the first few jobs and the number of the others; `None` if there are no jobs.
@@ -95,11 +100,16 @@ fn job_state(job: &Job) -> (String, Color) {
 }
 
 fn detail(job: &Job) -> String {
-    match (&job.waiting_for, &job.outcome) {
+    let what = match (&job.waiting_for, &job.outcome) {
         (Some(reason), _) if job.state == JobStateWord::Waiting => format!("for {}", waiting_for(reason).0),
         (_, Some(ended)) => outcome(ended),
         _ if job.detached => "detached".into(),
         _ => String::new(),
+    };
+    match &job.label {
+        Some(label) if what.is_empty() => format!("\"{label}\""),
+        Some(label) => format!("\"{label}\": {what}"),
+        None => what,
     }
 }
 
@@ -122,13 +132,13 @@ pub(crate) fn jobs(answer: &JobListAnswer, look: Look) -> String {
             let (state, style) = job_state(job);
             vec![
                 Cell::new(job.job_id),
-                Cell::new(state).fg(style),
-                Cell::new(&job.operation),
-                Cell::new(job.machine.as_deref().unwrap_or("-")),
-                Cell::new(&job.client.name),
+                cell(&state).fg(style),
+                cell(&job.operation),
+                cell(job.machine.as_deref().unwrap_or("-")),
+                cell(&job.client.name),
                 Cell::new(duration_us(job.wait_us)),
                 Cell::new(job.run_us.map_or_else(|| "-".into(), duration_us)),
-                Cell::new(detail(job)),
+                cell(&detail(job)),
             ]
         }),
     )
@@ -148,6 +158,7 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
     ];
     let mut known = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
     known("machine", job.machine.clone());
+    known("label", job.label.clone());
     known("class", Some(job.job_class.clone()));
     known("client", Some(client));
     known("detached", job.detached.then(|| "yes".into()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use comfy_table::Cell;
 use orbd_proto::types::{CountersAnswer, MetricsHistoryAnswer, MetricsSummaryAnswer, WindowResolution};
 
-use super::{BAD, HINT, duration, duration_us};
+use super::{BAD, HINT, cell, duration, duration_us};
 use crate::layout::Look;
 
 /// Formats a metrics summary: the window that it covers, then counts and percentiles. If the terminal is too narrow, omits the p90
@@ -110,35 +110,44 @@ fn percentiles(answer: &MetricsSummaryAnswer, look: Look, with_p90: bool) -> Str
 
 /// Formats recorded operations as a table.
 pub(crate) fn history(answer: &MetricsHistoryAnswer, look: Look) -> String {
+    let mut header = vec![
+        "JOB",
+        "ENDED",
+        "OPERATION",
+        "MACHINE",
+        "CLIENT",
+        "WAIT",
+        "RUN",
+        "OUTCOME",
+    ];
+    let has_labels = answer.records.iter().any(|record| record.label.is_some());
+    if has_labels {
+        header.push("LABEL");
+    }
     look.table(
-        &[
-            "JOB",
-            "ENDED",
-            "OPERATION",
-            "MACHINE",
-            "CLIENT",
-            "WAIT",
-            "RUN",
-            "OUTCOME",
-        ],
+        &header,
         &[0, 5, 6],
-        &[3, 4, 7],
+        &[3, 4, 7, 8],
         answer.records.iter().map(|record| {
             let outcome = match (record.outcome.as_str(), record.exit_code) {
                 ("succeeded", None | Some(0)) => Cell::new("succeeded"),
                 ("succeeded", Some(code)) => Cell::new(format!("exit {code}")).fg(HINT),
                 (outcome, _) => Cell::new(outcome).fg(BAD),
             };
-            vec![
+            let mut row = vec![
                 Cell::new(record.job_id),
                 Cell::new(short_time(&record.ended_at)),
-                Cell::new(&record.operation),
-                Cell::new(record.machine.as_deref().unwrap_or("-")),
-                Cell::new(&record.client.name),
+                cell(&record.operation),
+                cell(record.machine.as_deref().unwrap_or("-")),
+                cell(&record.client.name),
                 Cell::new(duration_us(record.wait_us)),
                 Cell::new(duration_us(record.run_us)),
                 outcome,
-            ]
+            ];
+            if has_labels {
+                row.push(cell(record.label.as_deref().unwrap_or("-")));
+            }
+            row
         }),
     )
 }

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
         The job continues after the client disconnects; a detached change also survives a restart of the daemon.
         """
+        label: str
+        """Text that job lists, events and records show with the job, such as the name of a deploy's step; at most 128 bytes,
+        without control characters. It is not kept over a restart of the daemon.
+        """
         queue_timeout_ms: int
         """Longest time from acceptance to start, in milliseconds, at most a year. Default: the daemon's ``queue_timeout``."""
         run_timeout_ms: int

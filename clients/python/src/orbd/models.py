@@ -465,6 +465,8 @@ class Job(Model):
     """Time of the end; None until the job has ended."""
     in_channel: bool = False
     """Whether a resident channel carries out the command, instead of an ``orbctl run`` of its own."""
+    label: str | None = None
+    """Label that the client gave the job; None if it gave none."""
     lanes: tuple[JobLane, ...] = ()
     """The lanes that the job holds or waits for; empty if it takes none."""
     machine: str | None = None
@@ -683,6 +685,8 @@ class MetricsRecord(Model):
     """Exit code; None if there was none."""
     in_channel: bool = False
     """Whether a resident channel carried out the command, instead of an ``orbctl run`` of its own."""
+    label: str | None = None
+    """Label that the client gave the job; None if it gave none."""
     machine: str | None = None
     """Machine that the job was about; None if there was none, or more than one."""
     started_at: str | None = None
@@ -886,6 +890,8 @@ class EventJob(Model):
     """Operation, such as ``start``."""
     client: str
     """Name of the client that submitted the job."""
+    label: str | None = None
+    """Label that the client gave the job; None if it gave none."""
     machine: str | None = None
     """Machine that the job is about; None if there is none, or more than one."""
 
