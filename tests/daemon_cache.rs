@@ -5,9 +5,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use orbd_proto::methods::{
-    CacheInvalidate, CacheStatus, MachineClone, MachineCreate, MachineDelete, MachineInfo, MachineList,
-    MachineRename, MachineRestart, MachineRun, MachineStart, MachineStop, OrbstackStop, OrbstackVersion,
-    QueueStatus,
+    CacheInvalidate, CacheStatus, ConfigShow, MachineClone, MachineCreate, MachineDelete, MachineInfo,
+    MachineList, MachineRename, MachineRestart, MachineRun, MachineStart, MachineStop, OrbstackStop,
+    OrbstackVersion, QueueStatus,
 };
 use orbd_proto::types::JobStateWord;
 use serde_json::json;
@@ -36,6 +36,25 @@ fn max_age_zero_runs_orbctl_each_time() {
         caller.ok::<MachineList>(json!({"max_age_ms": 0}));
     }
     assert_eq!(world.ledger().spawns("list"), 3);
+}
+
+#[test]
+fn configuration_has_the_keys_of_a_machine_as_soon_as_it_is_created() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    assert!(
+        !caller
+            .ok::<ConfigShow>(json!({}))
+            .values
+            .contains_key("machine.b.cpu")
+    );
+    caller.ok::<MachineCreate>(json!({"name": "b", "distro": "ubuntu"}));
+    assert!(
+        caller
+            .ok::<ConfigShow>(json!({}))
+            .values
+            .contains_key("machine.b.cpu")
+    );
 }
 
 #[test]
