@@ -196,6 +196,8 @@ class TestErrors:
     def test_helper_error_is_a_fact_error(self, daemon: RealDaemon) -> None:
         with pytest.raises(FactError, match=r"vm_info: .*missing"):
             helpers.vm_info("missing")
+        with pytest.raises(FactError, match=r"ssh_info: .*missing"):
+            helpers.ssh_info("missing")
         with pytest.raises(FactError, match="vm_ip: no machine given"):
             helpers.vm_ip()
 

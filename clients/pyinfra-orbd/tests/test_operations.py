@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.api.exceptions import OperationValueError
 
 from orbd import Client, errors
 from play import forget_clients, play
@@ -90,6 +91,22 @@ class TestIdempotence:
         play(operations.vm_create, "new", "ubuntu")
         check_twice(operations.vm_create, "new", "ubuntu", cpus=3, memory="2048M", reason="machine 'new' already exists")
         assert (config(daemon, "machine.new.cpu"), config(daemon, "machine.new.memory_mib")) == ("3", "2048")
+
+    def test_create_turns_isolation_on_and_off_if_it_is_given(self, daemon: RealDaemon) -> None:
+        play(operations.vm_create, "new", "ubuntu", isolated=True)
+        assert play(operations.vm_create, "new", "ubuntu").is_noop
+        check_twice(operations.vm_create, "new", "ubuntu", isolated=False, reason="machine 'new' already exists")
+        assert config(daemon, "machine.new.isolated") == "false"
+
+    def test_memory_below_a_mebibyte_is_refused(self, daemon: RealDaemon) -> None:
+        with pytest.raises(OperationValueError, match="less than 1M"):
+            play(operations.vm_create, "new", "ubuntu", memory="512K")
+        with Client(str(daemon.socket)) as client:
+            assert all(machine.name != "new" for machine in client.machine_list(max_age_ms=0).machines)
+
+    def test_rename_to_the_same_name_does_nothing(self, daemon: RealDaemon) -> None:
+        play(operations.vm_create, "same", "ubuntu")
+        assert play(operations.vm_rename, "same", "same").is_noop
 
     def test_create_with_user_data(self, daemon: RealDaemon, tmp_path: Path) -> None:
         (tmp_path / "cloud.yaml").write_text("#cloud-config\n")

@@ -204,7 +204,9 @@ def _address(text: str) -> IPv4Address:
 
 
 def ssh(client: Client, machine: str, user: str | None = None) -> Ssh:
-    """Returns how to reach a machine over SSH."""
+    """Returns how to reach a machine over SSH, whether or not it is running."""
+    # The answer does not depend on the machine, but one that does not exist cannot be reached.
+    machine = client.machine_info(machine).machine.name
     text = client.machine_ssh()
     port = re.search(r"^\s*Port\s+(\d+)\s*$", text, re.MULTILINE)
     key = re.search(r"^\s*IdentityFile\s+(.+?)\s*$", text, re.MULTILINE)

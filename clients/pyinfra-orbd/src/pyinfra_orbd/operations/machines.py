@@ -45,7 +45,7 @@ def vm_create(
     cpus: int | None = None,
     memory: str | None = None,
     disk: str | None = None,
-    isolated: bool = False,
+    isolated: bool | None = None,
     isolate_network: bool = False,
     mounts: Sequence[str] = (),
     forward_ssh_agent: bool = False,
@@ -63,7 +63,7 @@ def vm_create(
     + cpus: processor limit (OrbStack 2.2 or later)
     + memory: memory limit, such as ``4G`` (OrbStack 2.2 or later)
     + disk: disk limit, such as ``40G`` (OrbStack 2.2 or later)
-    + isolated: whether the machine has no access to the Mac's files and commands (OrbStack 2.1 or later)
+    + isolated: whether the machine has no access to the Mac's files and commands (OrbStack 2.1 or later); default: as it is
     + isolate_network: whether it has no access to the Mac's network either (OrbStack 2.1 or later)
     + mounts: directories of the Mac to mount in an isolated machine, such as ``/Users/me/src:/src`` (OrbStack 2.1 or later)
     + forward_ssh_agent: whether an isolated machine may use the Mac's SSH agent (OrbStack 2.1 or later)
@@ -115,7 +115,7 @@ def vm_create(
             lambda: client().machine_create(
                 name,
                 distro,
-                isolated=isolated,
+                isolated=bool(isolated),
                 isolate_network=isolate_network,
                 mounts=mounts,
                 forward_ssh_agent=forward_ssh_agent,
@@ -286,7 +286,7 @@ def vm_rename(old_name: str, new_name: str) -> Commands:
     + old_name: current name
     + new_name: new name
 
-    If no machine has the old name and one has the new name, the operation does nothing.
+    If no machine has the old name and one has the new name, or if both names are the same, the operation does nothing.
 
     **Example:**
 
@@ -296,7 +296,12 @@ def vm_rename(old_name: str, new_name: str) -> Commands:
 
         vm_rename(name="Rename the old machine", old_name="web", new_name="web-2024")
     """
-    if is_satisfied(lambda max_age_ms: find(old_name, max_age_ms) is None and find(new_name, max_age_ms) is not None):
+
+    def has_the_name(max_age_ms: int | None) -> bool:
+        is_gone = old_name == new_name or find(old_name, max_age_ms) is None
+        return is_gone and find(new_name, max_age_ms) is not None
+
+    if is_satisfied(has_the_name):
         noop(f"machine '{new_name}' already has that name")
         return
     yield Step(f"rename {old_name} {new_name}", lambda: client().machine_rename(old_name, new_name))
@@ -348,7 +353,7 @@ def desired_settings(
     cpus: int | None = None,
     memory: str | None = None,
     disk: str | None = None,
-    isolated: bool = False,
+    isolated: bool | None = None,
 ) -> dict[str, str]:
     """Returns the given parameters as keys and values of a machine's settings."""
     wanted: dict[str, str] = {}
@@ -357,11 +362,14 @@ def desired_settings(
     if cpus is not None:
         wanted["cpu"] = str(cpus)
     if memory is not None:
-        wanted["memory_mib"] = str(size_bytes(memory) // MIB)
+        mebibytes = size_bytes(memory) // MIB
+        if mebibytes == 0 and size_bytes(memory) > 0:
+            raise InvalidSetting(f"memory {memory!r} is less than 1M, and OrbStack takes 0 for no limit")
+        wanted["memory_mib"] = str(mebibytes)
     if disk is not None:
         wanted["disk_bytes"] = str(size_bytes(disk))
-    if isolated:
-        wanted["isolated"] = "true"
+    if isolated is not None:
+        wanted["isolated"] = "true" if isolated else "false"
     return wanted
 
 
