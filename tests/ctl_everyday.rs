@@ -363,3 +363,58 @@ fn label_of_a_job_is_shown_in_jobs_events_and_records() {
         assert!(said(&output).contains("--label"), "{label:?}: {}", said(&output));
     }
 }
+
+#[test]
+fn run_on_several_machines_prefixes_output_and_returns_the_first_failure() {
+    let world = World::with_machines(&["a", "b", "c"]);
+    world.sim(&["stop", "c"]);
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let out = ok(
+        &world,
+        &["run", "--all", "-w", "/", "sh", "-c", "echo one; echo two"],
+    );
+    assert_eq!(sorted(&out), ["a: one", "a: two", "b: one", "b: two"]);
+    assert_eq!(world.truth()[2], ("c".into(), "stopped".into()));
+    let output = call(
+        &world,
+        &[
+            "run",
+            "-m",
+            "a",
+            "-m",
+            "nobody",
+            "-m",
+            "b",
+            "--label=x",
+            "--",
+            "echo",
+            "-n",
+            "hi",
+        ],
+    );
+    assert_eq!(output.status.code(), Some(125), "{}", said(&output));
+    assert_eq!(
+        sorted(&String::from_utf8_lossy(&output.stdout)),
+        ["a: hi", "b: hi"]
+    );
+    assert!(
+        said(&output).contains("nobody: orbd-ctl: machine nobody does not exist"),
+        "{}",
+        said(&output)
+    );
+    let labelled = ok(&world, &["jobs", "--all", "-m", "a"]);
+    assert!(labelled.contains("\"x\": done"), "{labelled}");
+    let ids = ok(&world, &["run", "-m", "a", "-m", "b", "--detach", "true"]);
+    assert!(
+        ids.lines().count() == 2 && ids.lines().all(|id| id.parse::<u64>().is_ok()),
+        "{ids}"
+    );
+    let output = call(&world, &["run", "-m", "a", "-m", "b", "-t", "true"]);
+    assert_eq!(output.status.code(), Some(125), "{}", said(&output));
+    let output = call(&world, &["run", "-m", "a", "--all", "true"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+}

@@ -31,6 +31,10 @@ pub(crate) struct Global {
 /// Help of the option that names a machine. A constant, because a doc comment would need markup that clap prints.
 pub(crate) const MACHINE_HELP: &str = "Name or id [default: $ORBD_MACHINE, else the default machine]";
 
+/// Help of the option of `run`, which may name several machines.
+pub(crate) const MACHINES_HELP: &str =
+    "Name or id; may be repeated [default: $ORBD_MACHINE, else the default machine]";
+
 /// Options of every command that creates a job.
 #[derive(Debug, Args, Default, Clone)]
 pub(crate) struct JobOptions {

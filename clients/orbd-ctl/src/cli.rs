@@ -213,7 +213,7 @@ mod tests {
             let Command::Run(run) = cli.command else {
                 panic!("{line}")
             };
-            assert_eq!(run.machine.as_deref(), machine, "{line}");
+            assert_eq!(run.machines.first().map(String::as_str), machine, "{line}");
             assert_eq!(cli.global.json, json, "{line}");
             assert_eq!(run.command, command, "{line}");
         };

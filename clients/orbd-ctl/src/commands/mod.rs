@@ -31,6 +31,7 @@ mod queue;
 mod rename;
 mod restart;
 mod run;
+mod run_each;
 mod service;
 mod shell;
 mod ssh;
@@ -77,7 +78,7 @@ use queue::QueueArgs;
 use rename::RenameArgs;
 use restart::RestartArgs;
 use run::ExecArgs;
-use run::RunArgs;
+use run::RunOnArgs;
 use service::ServiceArgs;
 use shell::ShellArgs;
 use start::StartArgs;
@@ -207,7 +208,7 @@ verbs! {
   orbd-ctl default web
   orbd-ctl default none                  clear it";
     /// Run a command in a machine
-    Run(RunArgs) "run" [] "Works like `orbctl run`: the command starts in the directory that corresponds to the current one. On a terminal \
+    Run(RunOnArgs) "run" [] "Works like `orbctl run`: the command starts in the directory that corresponds to the current one. On a terminal \
 the command gets the terminal; otherwise its output is streamed unmodified, and input is forwarded if it is a pipe or a file. The exit \
 code is the command's. Options of orbd-ctl come before the command; everything from the command's name on is passed to it.
 
@@ -218,7 +219,9 @@ Examples:
   orbd-ctl run -m web sh -c 'echo $HOME; exit 3' exits with 3
   gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
   orbd-ctl run -m web -e MODE=test --timeout 5m make check
-  orbd-ctl run -m web --detach make world        print the job id and return";
+  orbd-ctl run -m web --detach make world        print the job id and return
+  orbd-ctl run -m web -m db uptime               in both at the same time
+  orbd-ctl run --all cat /etc/os-release         in all running machines";
     /// Run a command in a machine, whose name comes first
     Exec(ExecArgs) "exec" [] "The same as `run -m NAME`, for fingers that type `docker exec`.
 
@@ -387,7 +390,7 @@ pub(crate) fn carry_out(
         Command::Rename(args) => rename::rename(context, args),
         Command::Clone(args) => clone::clone(context, args),
         Command::Default(args) => default::default(context, args),
-        Command::Run(args) => Ok(run::run(context, args)),
+        Command::Run(args) => Ok(run::run_on(context, args)),
         Command::Exec(args) => Ok(run::exec(context, args)),
         Command::Shell(args) => Ok(shell::shell(context, &args)),
         Command::Cp(args) => cp::cp(context, args),

@@ -17,7 +17,9 @@ use super::default::machine_or_default;
 use super::folder;
 use super::follow::{self, FollowedJob, Sink};
 use super::lease::Terminal;
-use crate::args::{JobOptions, MACHINE_HELP};
+use super::run_each::run_each;
+use super::targets;
+use crate::args::{JobOptions, MACHINES_HELP};
 use crate::console::Console;
 use crate::context::{Context, request};
 use crate::environment::variable;
@@ -28,14 +30,27 @@ use crate::progress::{Progress, Wait};
 
 /// `run`.
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    #[arg(short, long, value_name = "NAME", help = MACHINE_HELP)]
-    pub(crate) machine: Option<String>,
+pub(crate) struct RunOnArgs {
+    #[arg(short, long = "machine", value_name = "NAME", help = MACHINES_HELP)]
+    pub(crate) machines: Vec<String>,
+    /// Run it on all running machines
+    #[arg(long, conflicts_with = "machines")]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) guest: GuestOptions,
     /// Program and arguments
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     pub(crate) command: Vec<String>,
+}
+
+/// A command to run in one machine.
+#[derive(Debug)]
+pub(super) struct RunArgs {
+    /// Name or id; `None` for `$ORBD_MACHINE` or the default machine.
+    pub(super) machine: Option<String>,
+    pub(super) guest: GuestOptions,
+    /// Program and arguments.
+    pub(super) command: Vec<String>,
 }
 
 /// `exec`: `run` with the machine as the first word, as in docker.
@@ -98,6 +113,36 @@ const NOT_FOUND: u8 = 127;
 
 /// Maximum number of input bytes in one message: 64 KiB as base64.
 const INPUT_PIECE: usize = 48 << 10;
+
+/// Runs a command in one machine, or in several at the same time.
+pub(super) fn run_on(context: &mut Context, args: RunOnArgs) -> ExitCode {
+    let RunOnArgs {
+        mut machines,
+        all,
+        guest,
+        command,
+    } = args;
+    let one = |machine| RunArgs {
+        machine,
+        guest,
+        command,
+    };
+    if !all && machines.len() < 2 {
+        return run(context, one(machines.pop()));
+    }
+    let ended = if all {
+        targets::all(context, |machine| machine.state == "running")
+    } else {
+        Ok(machines)
+    };
+    let ended = ended.and_then(|machines| {
+        if machines.is_empty() {
+            context.console.eprint("no running machines");
+        }
+        run_each(context, &one(None), &machines)
+    });
+    code(context, ended)
+}
 
 /// Runs a command. Errors of the client itself have codes from 124 up, because the small ones are the command's.
 pub(super) fn run(context: &mut Context, args: RunArgs) -> ExitCode {
