@@ -171,7 +171,7 @@ verbs! {
   orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
   orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src
   orbd-ctl create ubuntu:noble web --user-data cloud-init.yaml
-  orbd-ctl create --if-missing ubuntu ci for scripts that run again
+  orbd-ctl create --if-missing ubuntu ci  in scripts that run again
   name=$(orbd-ctl create -q ubuntu:noble)
   orbd-ctl create --list                 distributions";
     /// Start machines; without a name, start OrbStack itself
@@ -323,8 +323,7 @@ Examples:
 Examples:
   orbd-ctl api                           list the methods
   orbd-ctl api machine.info '{\"machine\": \"web\"}' | jq -r .ip4
-  orbd-ctl api events.subscribe '{\"kinds\": [\"job_ended\"]}'
-  jq -n '{job_id: 12}' | orbd-ctl api job.get -";
+  orbd-ctl api events.subscribe '{\"kinds\": [\"job_ended\"]}'";
     /// Show wait and run times of operations
     Metrics(MetricsArgs) "metrics" [] "Examples:
   orbd-ctl metrics --window 1h --by machine
