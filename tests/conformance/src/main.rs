@@ -159,6 +159,10 @@ fn check(options: &Options) -> Result<Report, String> {
         (_, true) => format!("OrbStack, {}", reads.shown(&reads.read(&["version"]).out())),
         _ => "the given program".to_owned(),
     };
+    if is_sim {
+        // Its machines are processes, which the removal of the folder would leave.
+        let _ = tool(READS).change(&["sim-cleanup"]);
+    }
     let report = Report::new(&table, &results, &subject);
     match report.unknown() {
         [] => Ok(report),
