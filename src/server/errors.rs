@@ -155,6 +155,21 @@ pub(super) fn outcome_error(
     }
 }
 
+/// Returns the reason in an error text of `orbctl`, for a sentence that already has the operation: without the code of its internal
+/// protocol, as in `[-32098] create 'web': unknown distro`, and without the operation and the machine.
+fn reason_of<'a>(what: &str, stderr_tail: &'a str) -> &'a str {
+    let text = stderr_tail.trim();
+    let without_code = text.strip_prefix('[').and_then(|rest| {
+        let (code, rest) = rest.split_once("] ")?;
+        code.parse::<i64>().is_ok().then_some(rest)
+    });
+    let text = without_code.unwrap_or(text);
+    let repeated = text
+        .split_once(": ")
+        .filter(|(before, _)| before.replace('\'', "") == what);
+    repeated.map_or(text, |(_, reason)| reason)
+}
+
 fn failure_error(
     failure: &Failure,
     what: &str,
@@ -200,11 +215,15 @@ fn failure_error(
             let mut data = start(ErrorKind::OrbctlFailed);
             data.exit_code = Some(*exit_code);
             data.stderr_tail = Some(stderr_tail.to_string());
-            let tail = stderr_tail.trim();
-            let text = if tail.is_empty() {
-                format!("{what}: orbctl failed with exit code {exit_code} and no error output")
+            let how = match exit_code {
+                1 => "failed".to_owned(),
+                code => format!("failed with exit code {code}"),
+            };
+            let reason = reason_of(what, stderr_tail);
+            let text = if reason.is_empty() {
+                format!("{what} {how}; orbctl printed no error")
             } else {
-                format!("{what}: orbctl failed with exit code {exit_code}: {tail}")
+                format!("{what} {how}: {reason}")
             };
             ErrorKind::OrbctlFailed.with(text, data)
         }
@@ -232,5 +251,29 @@ fn failure_error(
             ErrorKind::JobInterrupted.with(format!("{what}: {text}"), data)
         }
         Failure::Internal(cause) => internal(&format!("{what}: {cause}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_repeats_neither_code_nor_operation() {
+        let check = |what: &str, tail: &str, expected: &str| assert_eq!(reason_of(what, tail), expected);
+        check(
+            "create x",
+            "[-32098] create 'x': unknown distro: 'y'\n",
+            "unknown distro: 'y'",
+        );
+        check(
+            "config_set",
+            "[-32098] unknown config key: 'k'",
+            "unknown config key: 'k'",
+        );
+        check("start x", "[oops] no", "[oops] no");
+        check("start x", "stop 'x': no", "stop 'x': no");
+        check("start x", "one\ntwo", "one\ntwo");
+        check("start x", " \n", "");
     }
 }

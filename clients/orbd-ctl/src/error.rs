@@ -280,8 +280,13 @@ impl CliError {
         let mut text = format!("{} {}\n", paint(render::BAD, "orbd-ctl:"), self.chain());
         if let Some(tail) = self.data().and_then(|data| data.stderr_tail.as_deref()) {
             let sentence = text.clone();
-            // Skips lines that the message already quotes.
-            let is_new = |line: &&str| !line.trim().is_empty() && !sentence.contains(line.trim());
+            // Skips lines that the message already quotes, there without the code and the operation before the reason.
+            let is_new = |line: &&str| {
+                let line = line.trim();
+                let reason = line.rsplit_once("] ").map_or(line, |(_, rest)| rest);
+                let reason = reason.split_once(": ").map_or(reason, |(_, rest)| rest);
+                !line.is_empty() && !sentence.contains(line) && !sentence.contains(reason)
+            };
             text.extend(
                 tail.lines()
                     .filter(is_new)
