@@ -11,7 +11,7 @@ use orbd_proto::types::{Channel, JobStateWord};
 use serde_json::{Value, json};
 
 use crate::dropin::Way;
-use crate::support::{Caller, World, eventually, outcome_of, stdout_of};
+use crate::support::{Caller, World, eventually, is_alive, outcome_of, stdout_of};
 
 /// The daemon knows from a read that `orbctl` takes long.
 fn world(machines: &[&str]) -> World {
@@ -133,6 +133,41 @@ fn after_a_crash_changes_wait_for_the_end_of_idle_and_busy_channels() {
         ledger.assert_no_overlap();
         assert!(ledger.of("run").iter().all(|run| run.end.is_some()), "{script}");
     }
+}
+
+#[test]
+fn after_a_crash_a_command_that_ignores_sigterm_is_killed() {
+    let mut world = world(&["a"]);
+    let mut caller = world.client();
+    run(&mut caller, "a", "true");
+    let script = "echo $$ >pid; trap '' TERM; while :; do sleep 0.05; done";
+    caller.run_detached("a", &["sh", "-c", script]);
+    let machine = fs::read_dir(world.path("sim/machines"))
+        .expect("a folder")
+        .flatten()
+        .next();
+    let file = machine.expect("one").path().join("home/pid");
+    let pid = eventually("it runs", || fs::read_to_string(&file).ok()?.trim().parse().ok());
+    world.kill();
+    world.start();
+    eventually("it is killed", || (!is_alive(pid)).then_some(()));
+}
+
+#[test]
+fn a_machine_that_was_replaced_before_the_first_list_gets_its_own_channel() {
+    let world = slow().machines(&["a"]).started();
+    let mut caller = world.client();
+    // Without a list, the second command opens the channel.
+    let mut place = || {
+        let answer = caller.ok::<MachineRun>(json!({"machine": "a", "command": ["pwd"]}));
+        stdout_of(&answer)
+    };
+    let first = place();
+    assert_eq!(place(), first);
+    world.sim(&["rename", "a", "old"]);
+    world.sim(&["create", "ubuntu", "a"]);
+    world.client().ok::<MachineList>(json!({"max_age_ms": 0}));
+    assert_ne!(place(), first);
 }
 
 #[test]

@@ -62,10 +62,12 @@ impl<O: Orbctl> State<O> {
     /// Closes the channels of machines that no longer run, or are others of the same name, in a list that was just observed.
     pub(super) fn close_channels_of_gone(&self, seen: &ObservedAnswer) {
         let machines = |answer: &ObservedAnswer| answer.value.machines().unwrap_or_default().to_vec();
-        let (before, now) = (
-            self.watch.machines().map(machines).unwrap_or_default(),
-            machines(seen),
-        );
+        let Some(before) = self.watch.machines().map(machines) else {
+            // Which machines the open channels lead to is not known.
+            self.runner.close_channels(Scope::Everything, || {});
+            return;
+        };
+        let now = machines(seen);
         let is_same = |old: &Machine| {
             by_name(&now, &old.name).is_some_and(|new| new.id == old.id && new.state == MachineState::Running)
         };

@@ -119,8 +119,9 @@ fn quote(word: &[u8], text: &mut BytesMut) {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "the tests ask real shells")]
 mod tests {
+    #![expect(clippy::disallowed_methods, reason = "the tests ask real shells")]
+
     use std::ffi::OsStr;
     use std::io::Write;
     use std::os::unix::ffi::OsStringExt;

@@ -37,7 +37,8 @@ impl fmt::Debug for Token {
 
 /// Returns the first line of a channel's input.
 pub(super) fn program(token: &Token) -> String {
-    let mut line = format!("orbd_token={};", token.as_str());
+    // A profile may have set `allexport`.
+    let mut line = format!("set +a;unset orbd_line;orbd_token={};", token.as_str());
     for part in SOURCE.lines().map(str::trim) {
         if !part.is_empty() && !part.starts_with('#') {
             line.push_str(part.trim_end_matches('\\').trim_end());
@@ -57,7 +58,10 @@ mod tests {
     fn program_is_one_line_without_comments() {
         let line = program(&Token::new([0xab; 16]));
         assert!(
-            line.starts_with(&format!("orbd_token={};orbd_cwd=", "ab".repeat(16))),
+            line.starts_with(&format!(
+                "set +a;unset orbd_line;orbd_token={};orbd_cwd=",
+                "ab".repeat(16)
+            )),
             "{line}"
         );
         assert_eq!(line.matches('\n').count(), 1);

@@ -39,10 +39,12 @@ orbd_host=; read -r orbd_host </proc/sys/kernel/hostname;
 
 # Sets orbd_why and succeeds if a new `orbctl run` would start with another environment than this one did.
 orbd_is_stale() {
-  for orbd_why in /etc /etc/environment /etc/profile /etc/profile.d /etc/passwd /etc/group /etc/login.defs /etc/security \
-    /etc/security/limits.conf /etc/security/limits.d /etc/pam.d /etc/bash.bashrc /etc/bashrc /etc/zsh /etc/fish \
-    "$HOME/.profile" "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.bashrc" "$HOME/.zshenv" "$HOME/.zprofile" \
-    "$HOME/.config/fish" "$HOME/.config/fish/config.fish" "$HOME/.config/fish/fish_variables";
+  for orbd_why in /etc /etc/environment /etc/profile /etc/profile.d /etc/profile.d/* /etc/passwd /etc/group /etc/login.defs \
+    /etc/security /etc/security/limits.conf /etc/security/limits.d /etc/security/limits.d/* /etc/pam.d /etc/bash.bashrc /etc/bashrc \
+    /etc/zsh /etc/zsh/* /etc/fish /etc/fish/* /etc/fish/conf.d/* \
+    "$HOME/.profile" "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.bashrc" \
+    "$HOME/.zshenv" "$HOME/.zprofile" "$HOME/.zlogin" "$HOME/.config/fish" "$HOME/.config/fish/conf.d" \
+    "$HOME/.config/fish/config.fish" "$HOME/.config/fish/fish_variables" "$HOME"/.config/fish/conf.d/*;
   do
     if [ "$orbd_why" -nt /proc/self/fd/6 ]; then return 0; fi;
   done;
@@ -62,7 +64,7 @@ orbd_exec() {
   cd "$orbd_cwd";
   if [ "$orbd_level" ]; then SHLVL=$orbd_level; fi;
   read -r orbd_x orbd_y </proc/self/stat;
-  echo "$orbd_x" >&5;
+  printf '%s\n' "$orbd_x" >&5;
   printf '\036%s A %s\n' "$orbd_token" "$orbd_x" >&8;
   exec setsid "$@" 5>&- 8>&- 2>&4 4>&-;
 };
@@ -84,17 +86,21 @@ orbd_turn() {
         case $orbd_rest in *"#$orbd_token") ;; *) return ;; esac;
         if orbd_is_stale; then
           printf '\036%s N %s\n' "$orbd_token" "$orbd_why" >&8;
-          echo - >&5;
+          printf '%s\n' - >&5;
           return;
         fi;
         eval "$orbd_rest";
         orbd_rest=;
         if [ "$orbd_stdin" ]; then
-          { ( printf %b "$orbd_data" 3>&- 4>&- 5>&- 6<&- 7<&- 8>&- 9>&- & ) ; } | ( orbd_exec "$@" );
+          {
+            ( printf %b "$orbd_data" 3>&- 4>&- 5>&- 6<&- 7<&- 8>&- 9>&- & ) && printf '\036%s W\n' "$orbd_token" >&8;
+          } | ( orbd_exec "$@" );
         else
           ( orbd_exec "$@" );
         fi;
         printf '\036%s E %s\n' "$orbd_token" $? >&8;
+        printf '\036%s O\n' "$orbd_token";
+        printf '\036%s O\n' "$orbd_token" >&4;
         return ;;
     esac;
   done;
@@ -104,13 +110,19 @@ orbd_turn() {
 orbd_watch() {
   read -r orbd_group || exit 1;
   [ "$orbd_group" != - ] || exit 0;
-  trap 'orbd_signal TERM; exit 1' TERM INT HUP;
+  trap orbd_end TERM INT HUP;
   while IFS=' ' read -r orbd_x orbd_y <&7; do
     case $orbd_x in
       K) orbd_signal "$orbd_y" ;;
       D) exit 0 ;;
     esac;
   done;
+  orbd_end;
+};
+
+# Ends the command, and this watcher.
+orbd_end() {
+  trap '' TERM INT HUP;
   orbd_signal TERM;
   for orbd_x in 1 2 3 4 5; do
     kill -s 0 -- "-$orbd_group" || exit 1;

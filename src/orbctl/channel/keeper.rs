@@ -128,11 +128,11 @@ impl Keeper {
             let idle = idle(&has_clients);
             let (order, reply) = tokio::select! {
                 biased;
-                () = self.close.cancelled() => break (Closing::Planned("it was asked to"), None),
                 order = self.orders.recv() => match order {
                     None => break (Closing::Planned("no command can use it"), None),
                     Some(order) => order,
                 },
+                () = self.close.cancelled() => break (Closing::Planned("it was asked to"), None),
                 () = self.link.broken() => break (Closing::Broken("orbctl ended it".into()), None),
                 () = idle => break (Closing::Planned("it was idle"), None),
             };
@@ -167,6 +167,11 @@ impl Keeper {
         on_closing(&closing);
         if let Some((answer, reply)) = last {
             let _ = reply.send(answer);
+        }
+        self.orders.close();
+        if let Ok((order, reply)) = self.orders.try_recv() {
+            // It came in the moment in which the channel closed, and was not sent.
+            let _ = reply.send(Err((NotStarted::because(CLOSED), order)));
         }
         let has_ended_with_its_input = self.link.close().await;
         // Fails if nothing waits for it.

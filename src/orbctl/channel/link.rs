@@ -8,15 +8,18 @@
 //!     |
 //!   A (started), N (declined: not started), E without A (not started)            otherwise: it may have run
 //!     |
-//!   output, signals
+//!   output, signals, W if there is input
 //!     |
-//!   E (exit status), Z on both streams                                           otherwise: it may have run
+//!   E (exit status), O and Z on both streams                                     otherwise: it may have run
 //! ```
+//!
+//! A stream without Z is held open by a process that the command left behind. Then the channel is closed, and that process goes on.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -62,6 +65,8 @@ const GIVE_UP: [Duration; 3] = [
 ];
 /// How long each step of closing a channel may take: the end of its input, SIGTERM.
 const CLOSE_STEP: Duration = Duration::from_secs(1);
+/// How long output that the command has written may take to arrive after its end, beyond what a silent pipe is given.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) const CLOSED: &str = "the channel is closed";
 const OUT_OF_STEP: &str = "the channel is out of step";
@@ -100,7 +105,7 @@ pub(super) enum OpenError {
     #[error("{0}")]
     Machine(String),
     /// What was sent did not arrive as it was, or what came back was not what the machine had written.
-    #[error("orbctl does not pass input and output on unchanged")]
+    #[error("input and output do not pass unchanged")]
     Altered,
 }
 
@@ -111,7 +116,7 @@ impl From<OpenError> for Obstacle {
             OpenError::Spawn(_) | OpenError::Stopped | OpenError::Broken(_) => Self::Passing(text),
             OpenError::NoHello => Self::NoAnswer(text),
             OpenError::Machine(_) => Self::Machine(text),
-            OpenError::Altered => Self::Program(text),
+            OpenError::Altered => Self::Altered(text),
         }
     }
 }
@@ -204,7 +209,7 @@ impl Link {
             if needs_test {
                 tokio::time::timeout(TEST_LIMIT, link.test())
                     .await
-                    .unwrap_or(Err(OpenError::Altered))?;
+                    .unwrap_or(Err(OpenError::Broken("its test took too long")))?;
             }
             Ok(())
         };
@@ -265,13 +270,14 @@ impl Link {
         if !self.send(&[input, command].concat()).await {
             return Err(OpenError::Broken("orbctl does not read its input"));
         }
-        let expected = [Mark::Started, Mark::Ended(0), Mark::StreamEnded { status: 0 }];
-        let passes = self.stdout.is_exactly(&all, &expected).await
-            && self.stderr.is_exactly(&all[1..], &expected[2..]).await;
-        if passes && self.send(frame::DONE).await {
+        let end = Mark::StreamEnded { status: 0 };
+        let expected = [Mark::Started, Mark::Ended(0), Mark::OutputWhole, end];
+        self.stdout.expect(&all, &expected).await?;
+        self.stderr.expect(&all[1..], &expected[2..]).await?;
+        if self.send(frame::DONE).await {
             Ok(())
         } else {
-            Err(OpenError::Altered)
+            Err(OpenError::Broken("orbctl does not read its input"))
         }
     }
 
@@ -289,24 +295,41 @@ impl Link {
         limits: &Limits<'_>,
         on_start: impl FnOnce(),
     ) -> Result<Served, NotStarted> {
-        self.check().await?;
-        let mut frame = frame::command(&self.token, &command.program);
-        if !command.input.is_empty() {
-            let (input, must_wait) = frame::input(&command.input);
-            if must_wait {
-                self.send_input(&input).await?;
-            } else {
-                frame = [input, frame].concat().into();
+        let deadline = limits.run_timeout.map(|limit| Moment::now().instant + limit);
+        let interrupted = async {
+            tokio::select! {
+                () = limits.stop.cancelled() => Ending::Stopped,
+                () = at(deadline) => Ending::TimedOut,
             }
+        };
+        let mut interrupted = pin!(interrupted);
+        let sent = tokio::select! {
+            biased;
+            _ = interrupted.as_mut() => Err(NotStarted::because("it was interrupted before it was sent")),
+            sent = self.send_command(command) => sent,
+        };
+        if let Err(not_started) = sent {
+            // The frame may be on its way in part; the guest executes only a whole one.
+            self.input = None;
+            return Err(not_started);
         }
-        if !self.send(&frame).await {
-            // The frame is not whole: it ends with the token.
-            return Err(NotStarted::because(CLOSED));
-        }
-        match tokio::time::timeout(START_LIMIT, self.stdout.item()).await {
+        let confirmed = tokio::select! {
+            biased;
+            ending = interrupted.as_mut() => {
+                // Ends the command if it has started.
+                self.input = None;
+                return Ok(Served::Ended { ending, bytes_out: 0 });
+            }
+            confirmed = tokio::time::timeout(START_LIMIT, self.stdout.item()) => confirmed,
+        };
+        match confirmed {
             Ok(Some(Item::Mark(Mark::Started))) => {
                 on_start();
-                Ok(self.supervise(writer, limits).await)
+                let limits = Limits {
+                    run_timeout: deadline.map(|at| at.saturating_duration_since(Moment::now().instant)),
+                    ..*limits
+                };
+                Ok(self.supervise(writer, &limits, !command.input.is_empty()).await)
             }
             Ok(Some(Item::Mark(Mark::Declined(why)))) => Err(NotStarted::stale(format!("{why} has changed"))),
             Ok(Some(Item::Mark(Mark::Ended(_)))) => {
@@ -316,6 +339,27 @@ impl Link {
             Err(_) => Ok(Served::MayHaveRun(
                 "the start of the command was not confirmed in time",
             )),
+        }
+    }
+
+    /// Sends a command once it is certain that the guest's program waits for one.
+    async fn send_command(&mut self, command: &Command) -> Result<(), NotStarted> {
+        self.check().await?;
+        self.stdout.is_input_forwarded = false;
+        let mut frame = frame::command(&self.token, &command.program);
+        if !command.input.is_empty() {
+            let (input, must_wait) = frame::input(&command.input);
+            if must_wait {
+                self.send_input(&input).await?;
+            } else {
+                frame = [input, frame].concat().into();
+            }
+        }
+        if self.send(&frame).await {
+            Ok(())
+        } else {
+            // The frame is not whole: it ends with the token.
+            Err(NotStarted::because(CLOSED))
         }
     }
 
@@ -360,44 +404,76 @@ impl Link {
     }
 
     /// Waits for the end of a command that has started.
-    async fn supervise(&mut self, writer: &spool::Writer, limits: &Limits<'_>) -> Served {
+    async fn supervise(&mut self, writer: &spool::Writer, limits: &Limits<'_>, has_input: bool) -> Served {
         let (report, ended) = watch::channel(None);
+        let (whole, mut is_whole) = watch::channel(0);
         let progress = Progress::default();
         let (stdout, stderr) = (&mut self.stdout, &mut self.stderr);
         let mut copied = (None, None);
-        let draining = async {
-            let (out, err) = &mut copied;
-            tokio::join!(
-                async { *out = stdout.copy(Stream::Stdout, writer, &progress, &report).await },
-                async { *err = stderr.copy(Stream::Stderr, writer, &progress, &report).await },
-            );
-        };
         let mut given_up = false;
-        let run = ChannelRun {
-            ended,
-            input: &mut self.input,
-            child: &mut self.child,
-            group: &self.group,
-            killed_at: None,
-            steps: 0,
-            exited_at: None,
-            given_up: &mut given_up,
+        let supervised = {
+            let (out, err) = &mut copied;
+            let draining = async {
+                tokio::join!(
+                    async {
+                        *out = stdout
+                            .copy(Stream::Stdout, writer, &progress, &report, &whole)
+                            .await;
+                    },
+                    async {
+                        *err = stderr
+                            .copy(Stream::Stderr, writer, &progress, &report, &whole)
+                            .await;
+                    },
+                );
+            };
+            let mut draining = pin!(draining);
+            let run = ChannelRun {
+                ended,
+                input: &mut self.input,
+                child: &mut self.child,
+                group: &self.group,
+                killed_at: None,
+                steps: 0,
+                exited_at: None,
+                given_up: &mut given_up,
+            };
+            let supervised = supervise(run, limits, &progress, draining.as_mut(), async {}).await;
+            if let Ok((Ending::Exited(_), true)) = supervised {
+                // A stream without an end is no reason to lose what the command itself wrote.
+                let is_whole = is_whole.wait_for(|streams| *streams == 2);
+                let _ = tokio::time::timeout(OUTPUT_LIMIT, async {
+                    tokio::select! {
+                        _ = is_whole => {}
+                        () = draining => {}
+                    }
+                })
+                .await;
+            }
+            supervised
         };
-        let supervised = supervise(run, limits, &progress, draining, async {}).await;
-        let bytes_out = progress.read.load(std::sync::atomic::Ordering::Relaxed);
         let Ok((ending, output_cut)) = supervised else {
-            return Served::MayHaveRun("its connection broke while the command ran");
-        };
-        if let (Some(1..), _) | (_, Some(1..)) = copied {
             self.input = None;
-            return Served::MayHaveRun("a program that copies its output was killed, so output is missing");
-        }
+            return Served::MayHaveRun("it broke while the command ran");
+        };
+        let was_ended_by_us = !matches!(ending, Ending::Exited(_));
         let is_complete = !output_cut && !given_up && copied == (Some(0), Some(0));
-        if is_complete && self.send(frame::DONE).await {
+        // Also if a process holds a stream open: without it, the end of the input would end that process.
+        let is_done = !given_up && self.send(frame::DONE).await;
+        if is_complete && is_done {
             self.idle_since = Moment::now();
         } else {
             self.input = None;
         }
+        if !was_ended_by_us {
+            if has_input && !self.stdout.is_input_forwarded {
+                return Served::MayHaveRun("the machine could not start a process that writes the input");
+            }
+            if *whole.borrow() < 2 || matches!(copied, (Some(1..), _) | (_, Some(1..))) {
+                return Served::MayHaveRun("output did not arrive");
+            }
+        }
+        let bytes_out = progress.read.load(std::sync::atomic::Ordering::Relaxed);
         Served::Ended { ending, bytes_out }
     }
 
@@ -451,6 +527,7 @@ struct Side<P> {
     scanner: Scanner,
     items: VecDeque<Item>,
     found: Vec<Item>,
+    is_input_forwarded: bool,
 }
 
 impl<P: AsyncRead + std::os::fd::AsFd + Unpin> Side<P> {
@@ -460,32 +537,41 @@ impl<P: AsyncRead + std::os::fd::AsFd + Unpin> Side<P> {
             scanner: Scanner::new(token),
             items: VecDeque::new(),
             found: Vec::new(),
+            is_input_forwarded: false,
         }
     }
 
     /// Returns the next item; `None` at the end of the stream and after an invalid mark. Cancel-safe.
     async fn item(&mut self) -> Option<Item> {
         loop {
-            if let Some(item) = self.items.pop_front() {
-                return Some(item);
+            match self.items.pop_front() {
+                // It comes at any time between the start and the end of a command.
+                Some(Item::Mark(Mark::InputForwarded)) => self.is_input_forwarded = true,
+                Some(item) => return Some(item),
+                None => {
+                    let bytes = self.pipe.read().await?;
+                    self.scanner.push(bytes, &mut self.found).ok()?;
+                    self.items.extend(self.found.drain(..));
+                }
             }
-            let bytes = self.pipe.read().await?;
-            self.scanner.push(bytes, &mut self.found).ok()?;
-            self.items.extend(self.found.drain(..));
         }
     }
 
-    /// Reads as many marks as expected. Returns whether they and the output between them are the expected ones.
-    async fn is_exactly(&mut self, output: &[u8], marks: &[Mark]) -> bool {
+    /// Reads as many marks as expected. Fails unless they and the output between them are the expected ones.
+    async fn expect(&mut self, output: &[u8], marks: &[Mark]) -> Result<(), OpenError> {
         let (mut seen_output, mut seen_marks) = (Vec::new(), Vec::new());
         while seen_marks.len() < marks.len() && seen_output.len() <= output.len() {
             match self.item().await {
                 Some(Item::Output(bytes)) => seen_output.extend_from_slice(&bytes),
                 Some(Item::Mark(mark)) => seen_marks.push(mark),
-                None => return false,
+                None => return Err(OpenError::Broken("orbctl exited")),
             }
         }
-        seen_output == output && seen_marks == marks
+        if seen_output == output && seen_marks == marks {
+            Ok(())
+        } else {
+            Err(OpenError::Altered)
+        }
     }
 
     /// Copies a command's output until the guest reports the end of the stream. Returns the status of that report; `None` if the
@@ -496,6 +582,7 @@ impl<P: AsyncRead + std::os::fd::AsFd + Unpin> Side<P> {
         writer: &spool::Writer,
         progress: &Progress,
         report: &watch::Sender<Option<Result<i32, ()>>>,
+        whole: &watch::Sender<u8>,
     ) -> Option<i32> {
         loop {
             match self.item().await {
@@ -508,6 +595,7 @@ impl<P: AsyncRead + std::os::fd::AsFd + Unpin> Side<P> {
                 Some(Item::Mark(Mark::Ended(status))) => {
                     report.send_replace(Some(Ok(status)));
                 }
+                Some(Item::Mark(Mark::OutputWhole)) => whole.send_modify(|streams| *streams += 1),
                 Some(Item::Mark(Mark::StreamEnded { status })) => {
                     // The exit status precedes it on the same stream, unless the shell that waits for the command was killed.
                     if stream == Stream::Stdout {
@@ -610,7 +698,8 @@ impl Run for ChannelRun<'_> {
     }
 }
 
-async fn at(deadline: Option<Instant>) {
+/// Waits until a time; forever if there is none.
+pub(super) async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,

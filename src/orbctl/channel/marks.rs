@@ -27,6 +27,10 @@ pub(super) enum Mark {
     Probe(u64),
     /// The input was read; send the command.
     InputRead,
+    /// A process writes the input to the command.
+    InputForwarded,
+    /// Everything that the command itself has written to this stream precedes this mark.
+    OutputWhole,
     /// The command is about to start, in a process group of this id.
     Started,
     /// The command is not started: the machine has changed since the channel was opened. Names what changed.
@@ -134,6 +138,8 @@ fn parse(line: &[u8]) -> Option<Mark> {
         },
         "P" => Mark::Probe(rest.parse().ok()?),
         "C" => Mark::InputRead,
+        "W" => Mark::InputForwarded,
+        "O" => Mark::OutputWhole,
         "A" => Mark::Started,
         "N" => Mark::Declined(rest.to_owned()),
         "E" => Mark::Ended(rest.parse().ok()?),

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use orbd_host::locate::LocateError;
 use orbd_host::run_command::GuestEnv;
+use tokio_util::sync::CancellationToken;
 
 use self::guest::Token;
 use self::keeper::{Closing, Handle, Order, keeper};
@@ -105,29 +106,34 @@ impl Channels {
 
     /// Runs a command through a channel. Returns everything if it was not started, so that it can be run another way.
     async fn serve(&self, key: &Key, more_follow: bool, mut order: Order) -> Result<CallResult<i32>, Order> {
+        // Opening a channel and a command that was declined count towards the limit of the command.
+        let deadline = order.options.run_timeout.map(|limit| now() + limit);
         let mut plan = lock(&self.pool).plan(key, more_follow, now());
         // A machine that declines again changes all the time.
         for is_last in [false, true] {
+            let is_reused = matches!(plan, Plan::Use(_));
             let handle = match plan {
                 Plan::OneShot => break,
-                Plan::Use(handle) => {
-                    self.observer.on(ChannelEvent::Reused);
-                    handle
-                }
+                Plan::Use(handle) => handle,
                 Plan::Open {
                     close_first,
                     needs_test,
                 } => {
                     close(close_first).await;
-                    let Some(handle) = self.open(key, needs_test, &order.options).await else {
-                        break;
-                    };
+                    let opened = self.open(key, needs_test, &order.options, deadline).await;
+                    let Some(handle) = opened else { break };
                     handle
                 }
             };
+            order.options.run_timeout = left(deadline);
             let bytes_in = order.command.input.len() as u64;
             let (not_started, back) = match handle.serve(order).await {
-                Ok(served) => return Ok(self.result(key, &served, bytes_in)),
+                Ok(served) => {
+                    if is_reused {
+                        self.observer.on(ChannelEvent::Reused);
+                    }
+                    return Ok(self.result(key, &served, bytes_in));
+                }
                 Err(not_started) => not_started,
             };
             tracing::debug!(machine = %key.machine, reason = not_started.reason, "the channel did not start the command");
@@ -138,6 +144,10 @@ impl Channels {
             self.observer.on(ChannelEvent::Declined);
             handle.closed().await;
             plan = lock(&self.pool).plan_again(key);
+        }
+        order.options.run_timeout = left(deadline);
+        if order.options.run_timeout.is_some_and(|left| left.is_zero()) {
+            return Ok(ended_by_us(Ending::TimedOut));
         }
         Err(order)
     }
@@ -164,9 +174,26 @@ impl Channels {
         }
     }
 
-    async fn open(&self, key: &Key, needs_test: bool, options: &RunOptions) -> Option<Handle> {
+    async fn open(
+        &self,
+        key: &Key,
+        needs_test: bool,
+        options: &RunOptions,
+        deadline: Option<Instant>,
+    ) -> Option<Handle> {
         let began = now();
-        let link = match self.connect(key, needs_test, options).await {
+        // Cancelled at the limit of the command too, so that what has begun to open is closed.
+        let stop = options.stop.child_token();
+        let at_the_limit = async {
+            link::at(deadline).await;
+            stop.cancel();
+            std::future::pending().await
+        };
+        let connected = tokio::select! {
+            connected = self.connect(key, needs_test, &options.marker, &stop) => connected,
+            never = at_the_limit => never,
+        };
+        let link = match connected {
             Ok(link) => link,
             Err(OpenError::Stopped) => {
                 lock(&self.pool).open_cancelled(key);
@@ -188,6 +215,11 @@ impl Channels {
             pool.run_took(took);
             pool.opened(key, handle.clone(), now())
         };
+        let Some(serial) = serial else {
+            handle.close();
+            tokio::spawn(keeper.run(|| {}, |_| {}, || false));
+            return None;
+        };
         let (pool, key, observer) = (Arc::clone(&self.pool), key.clone(), Arc::clone(&self.observer));
         tokio::spawn(async move {
             let on_idle = || lock(&pool).idle(&key, serial, now());
@@ -205,16 +237,22 @@ impl Channels {
         Some(handle)
     }
 
-    async fn connect(&self, key: &Key, needs_test: bool, options: &RunOptions) -> Result<Link, OpenError> {
+    async fn connect(
+        &self,
+        key: &Key,
+        needs_test: bool,
+        marker: &str,
+        stop: &CancellationToken,
+    ) -> Result<Link, OpenError> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|_| OpenError::Broken("the system has no random bytes"))?;
         let token = Token::new(random);
         let call = argv::channel(&key.machine, key.user.as_ref(), guest::COMMAND);
-        let marker = match options.marker.as_str() {
+        let marker = match marker {
             "" => String::new(),
             marker => format!("{marker}{MARKER_SUFFIX}"),
         };
-        Link::open(&self.installed, &call, &marker, token, needs_test, &options.stop).await
+        Link::open(&self.installed, &call, &marker, token, needs_test, stop).await
     }
 }
 
@@ -288,6 +326,22 @@ impl Orbctl for Channels {
             Scope::Configuration | Scope::Everything => true,
         });
         close(leaving).await;
+    }
+}
+
+/// Returns the time until a deadline; `None` if there is none.
+fn left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|at| at.saturating_duration_since(now()))
+}
+
+/// Returns the result of a command that orbd ended before it started.
+fn ended_by_us(ending: Ending) -> CallResult<i32> {
+    CallResult {
+        result: exit_code(ending),
+        signal: HealthSignal::Nothing,
+        ending: Some(ending),
+        bytes_in: 0,
+        bytes_out: 0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Decides which command uses or opens which channel. Pure logic, without clock or I/O, over any kind of channel.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ const WORTH_IT: Duration = Duration::from_millis(20);
 const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 /// After this many failed attempts a machine and user have no channel until the machine has changed.
 const FAILURES_MAX: u32 = 3;
-/// After this many channels in a row that got no answer, or did not end with their input, `orbctl` gets no more channels.
-const PROGRAM_FAILURES_MAX: u32 = 3;
+/// After so many machines in a row had the same problem, it is that of `orbctl`, which gets no more channels.
+const MACHINES_MAX: usize = 3;
 /// Most machines and users about which anything is remembered.
 const KNOWN_MAX: usize = 1024;
 
@@ -55,8 +55,8 @@ pub(super) enum Obstacle {
     NoAnswer(String),
     /// Something of the machine, which will be the same until it has changed.
     Machine(String),
-    /// Something of `orbctl`, which will be the same until it is replaced.
-    Program(String),
+    /// Input and output did not pass unchanged, which may be the machine's fault or `orbctl`'s.
+    Altered(String),
 }
 
 /// Every open channel, and what is remembered about machines and users without one.
@@ -94,12 +94,24 @@ pub(super) struct Serial(u64);
 struct Program {
     run: Estimate,
     query: Estimate,
-    /// Channels in a row from which no answer came.
-    unanswered: u32,
-    /// Channels in a row that did not end with their input.
-    stuck: u32,
+    unanswered: Suspicion,
+    altered: Suspicion,
+    /// A channel did not end with its input.
+    stuck: Suspicion,
     /// Why it gets no channels.
     problem: Option<String>,
+}
+
+/// The machines in a row that had one problem. One machine alone proves nothing about `orbctl`.
+#[derive(Debug, Default)]
+struct Suspicion(BTreeSet<MachineName>);
+
+impl Suspicion {
+    /// Returns whether that is enough of them.
+    fn add(&mut self, machine: &MachineName) -> bool {
+        self.0.insert(machine.clone());
+        self.0.len() >= MACHINES_MAX
+    }
 }
 
 /// Estimates how long an `orbctl` takes that has nothing to do: the shortest of the recent ones. A single quick one, for example a
@@ -128,7 +140,10 @@ struct Entry<H> {
 #[derive(Debug)]
 enum Slot<H> {
     Closed,
-    Opening,
+    /// `is_wanted`: it may be used once it is open.
+    Opening {
+        is_wanted: bool,
+    },
     Open(H, Opened),
 }
 
@@ -220,7 +235,7 @@ impl<H: Clone> Pool<H> {
                 opened.commands += 1;
                 return Plan::Use(handle.clone());
             }
-            Slot::Opening | Slot::Open(..) => return Plan::OneShot,
+            Slot::Opening { .. } | Slot::Open(..) => return Plan::OneShot,
             Slot::Closed => {}
         }
         let is_again = before.is_some_and(|before| now.saturating_duration_since(before) <= AGAIN_WITHIN);
@@ -244,7 +259,7 @@ impl<H: Clone> Pool<H> {
             return Plan::OneShot;
         };
         let entry = self.entries.entry(key.clone()).or_default();
-        entry.slot = Slot::Opening;
+        entry.slot = Slot::Opening { is_wanted: true };
         Plan::Open {
             close_first,
             needs_test: !entry.is_tested,
@@ -320,11 +335,17 @@ impl<H: Clone> Pool<H> {
         self.program.query.add(took);
     }
 
-    /// Records that a channel was opened. It is busy with the command that opened it.
-    pub(super) fn opened(&mut self, key: &Key, handle: H, now: Instant) -> Serial {
-        self.program.unanswered = 0;
+    /// Records that a channel was opened. It is busy with the command that opened it. `None` if it must not be used: its machine may
+    /// have changed meanwhile.
+    pub(super) fn opened(&mut self, key: &Key, handle: H, now: Instant) -> Option<Serial> {
+        self.program.unanswered = Suspicion::default();
+        self.program.altered = Suspicion::default();
         self.last.0 += 1;
         let entry = self.entries.entry(key.clone()).or_default();
+        if !matches!(entry.slot, Slot::Opening { is_wanted: true }) {
+            entry.slot = Slot::Closed;
+            return None;
+        }
         let opened = Opened {
             serial: self.last,
             at: now,
@@ -337,7 +358,7 @@ impl<H: Clone> Pool<H> {
             is_tested: true,
             ..Entry::default()
         };
-        self.last
+        Some(self.last)
     }
 
     /// Records that no channel could be opened.
@@ -345,16 +366,17 @@ impl<H: Clone> Pool<H> {
         let (text, failures) = match obstacle {
             Obstacle::Passing(text) => (text, 1),
             Obstacle::NoAnswer(text) => {
-                self.program.unanswered += 1;
-                if self.program.unanswered >= PROGRAM_FAILURES_MAX {
+                if self.program.unanswered.add(&key.machine) {
                     self.program.problem = Some(text.clone());
                 }
                 (text, 1)
             }
             Obstacle::Machine(text) => (text, FAILURES_MAX),
-            Obstacle::Program(text) => {
-                self.program.problem = Some(text.clone());
-                (text, 1)
+            Obstacle::Altered(text) => {
+                if self.program.altered.add(&key.machine) {
+                    self.program.problem = Some(format!("{text}, in several machines"));
+                }
+                (text, FAILURES_MAX)
             }
         };
         let entry = self.entries.entry(key.clone()).or_default();
@@ -398,14 +420,16 @@ impl<H: Clone> Pool<H> {
 
     /// Records that a channel has ended. `with_its_input`: whether that was enough to end it; `None` if it was not intact.
     pub(super) fn closed(&mut self, serial: Serial, with_its_input: Option<bool>) {
-        self.retiring.retain(|one| one.serial != serial);
+        let Some(at) = self.retiring.iter().position(|one| one.serial == serial) else {
+            return;
+        };
+        let machine = self.retiring.swap_remove(at).machine;
         match with_its_input {
-            Some(true) => self.program.stuck = 0,
-            Some(false) => self.program.stuck += 1,
-            None => {}
-        }
-        if self.program.stuck >= PROGRAM_FAILURES_MAX {
-            self.program.problem = Some("orbctl does not end when its input ends".into());
+            Some(true) => self.program.stuck = Suspicion::default(),
+            Some(false) if self.program.stuck.add(&machine) => {
+                self.program.problem = Some("orbctl does not end when its input ends".into());
+            }
+            Some(false) | None => {}
         }
     }
 
@@ -421,9 +445,13 @@ impl<H: Clone> Pool<H> {
         for key in &keys {
             self.retire(key);
             if let Some(entry) = self.entries.get_mut(key) {
-                // The job that opens a channel holds its lane, so an opening one can stay.
+                let is_opening = matches!(entry.slot, Slot::Opening { .. });
                 *entry = Entry {
-                    slot: mem::replace(&mut entry.slot, Slot::Closed),
+                    slot: if is_opening {
+                        Slot::Opening { is_wanted: false }
+                    } else {
+                        Slot::Closed
+                    },
                     last_command: entry.last_command,
                     ..Entry::default()
                 };
@@ -472,7 +500,7 @@ impl<H: Clone> Pool<H> {
                 user: key.user.clone(),
                 state: match &entry.slot {
                     Slot::Closed => ChannelState::Closed,
-                    Slot::Opening => ChannelState::Opening,
+                    Slot::Opening { .. } => ChannelState::Opening,
                     Slot::Open(_, opened) => ChannelState::Open {
                         age: now.saturating_duration_since(opened.at),
                         commands: opened.commands,
@@ -504,7 +532,7 @@ impl<H> Entry<H> {
     fn idle_since(&self) -> Option<Instant> {
         match &self.slot {
             Slot::Open(_, opened) => opened.idle_since,
-            Slot::Opening | Slot::Closed => None,
+            Slot::Opening { .. } | Slot::Closed => None,
         }
     }
 }
@@ -551,7 +579,7 @@ mod tests {
         let mut serials = Vec::new();
         for (number, key) in (0..).zip(keys) {
             assert_eq!(pool.plan(key, true, now), OPEN);
-            let serial = pool.opened(key, number, now);
+            let serial = pool.opened(key, number, now).expect("it is wanted");
             pool.idle(key, serial, now + MS * number);
             serials.push(serial);
         }
@@ -698,15 +726,40 @@ mod tests {
         assert_eq!(pool.unused(), unsuitable("no answer"));
         pool.program_replaced();
         pool.run_took(SLOW);
-        assert_eq!(pool.plan(&keys[3], true, now), OPEN);
-        pool.open_failed(&keys[3], Obstacle::Program("it changes bytes".to_owned()), now);
-        assert_eq!(pool.unused(), unsuitable("it changes bytes"));
+        pool.take(|_| true);
+        let alter = |pool: &mut Pool<u32>, key: &Key| {
+            assert_eq!(pool.plan(key, true, now), OPEN);
+            pool.open_failed(key, Obstacle::Altered("bytes changed".to_owned()), now);
+            pool.take(|_| true);
+        };
+        for key in &keys[..2] {
+            alter(&mut pool, key);
+            alter(&mut pool, key);
+        }
+        assert_eq!(pool.unused(), None, "two machines prove nothing");
+        alter(&mut pool, &keys[2]);
+        assert_eq!(pool.unused(), unsuitable("bytes changed, in several machines"));
         pool.forgive_program();
-        for _ in 0..3 {
+        for (number, key) in (0..).zip(&keys[..3]) {
             assert_eq!(pool.unused(), None);
-            pool.closed(Serial::default(), Some(false));
+            assert_eq!(pool.plan(key, true, now), OPEN);
+            let serial = pool.opened(key, number, now).expect("it is wanted");
+            pool.closing(key, serial, None);
+            pool.closed(serial, Some(false));
         }
         assert_ne!(pool.unused(), None);
+    }
+
+    #[test]
+    fn a_channel_that_opens_while_its_machine_changes_is_not_used() {
+        let now = Moment::now().instant;
+        let web = key("web", "");
+        let mut pool = pool();
+        assert_eq!(pool.plan(&web, true, now), OPEN);
+        assert_eq!(pool.take(|_| true), []);
+        assert_eq!(pool.plan(&web, true, now), Plan::OneShot, "it is being opened");
+        assert_eq!(pool.opened(&web, 0, now), None);
+        assert_eq!(pool.plan(&web, true, now), OPEN);
     }
 
     #[test]
@@ -725,7 +778,7 @@ mod tests {
         pool.closing(&keys[0], serials[0], None);
         assert_eq!(take_web(&mut pool), [IDLE_0], "its command has");
         assert_eq!(pool.plan(&keys[0], true, now), OPEN);
-        let serial = pool.opened(&keys[0], 7, now);
+        let serial = pool.opened(&keys[0], 7, now).expect("it is wanted");
         pool.idle(&keys[0], serials[0], now);
         pool.closing(&keys[0], serials[0], None);
         assert_eq!(

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::operation::ExecRequest;
 use crate::orbctl::GRACE;
+use crate::orbctl::supervise::DRAIN_LIMIT;
 use crate::spool::{self, Batch, Budget, Keep, Settings, Spool, Stream};
 
 /// Channels, the folder of everything that they use, and a log with a line for each start of `orbctl`.
@@ -103,14 +104,7 @@ impl World {
     }
 
     async fn run_exec(&self, exec: Exec, spool: Spool, stop: &CancellationToken) -> Ran {
-        let options = RunOptions {
-            stop: stop.clone(),
-            run_timeout: None,
-            grace: GRACE,
-            marker: String::new(),
-            started: None,
-        };
-        let run = self.channels.exec(exec, GuestEnv::Orbenv, options);
+        let run = self.channels.exec(exec, GuestEnv::Orbenv, options(stop));
         let (result, (stdout, stderr)) = tokio::join!(run, read(spool));
         Ran {
             result: result.result.map_err(|error| format!("{error:?}")),
@@ -145,6 +139,23 @@ impl World {
         assert_eq!(self.starts(), starts, "the third command used it");
         starts[1]
     }
+}
+
+fn options(stop: &CancellationToken) -> RunOptions {
+    RunOptions {
+        stop: stop.clone(),
+        run_timeout: None,
+        grace: GRACE,
+        marker: String::new(),
+        started: None,
+    }
+}
+
+fn signal(signal: &str, pid: u32) {
+    let sent = std::process::Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status();
+    assert!(sent.expect("a program").success());
 }
 
 async fn read(spool: Spool) -> (Bytes, Bytes) {
@@ -389,22 +400,12 @@ async fn a_command_that_may_have_run_is_not_run_again() {
         let pid = world.opened().await;
         let (exec, spool) = world.exec(&["sh", "-c", ledger]);
         let stop = CancellationToken::new();
-        let options = RunOptions {
-            stop,
-            run_timeout: None,
-            grace: GRACE,
-            marker: String::new(),
-            started: None,
-        };
-        let run = world.channels.exec(exec, GuestEnv::Orbenv, options);
+        let run = world.channels.exec(exec, GuestEnv::Orbenv, options(&stop));
         let killing = async {
             assert!(matches!(spool.follow(0).next(1024).await, Ok(Batch::Chunks(_))));
             // The script replaces itself with the shell that is the loop, so both have one pid; its session is another one.
             let signal = if victim == "orbctl" { "-KILL" } else { "-TERM" };
-            let killed = std::process::Command::new("kill")
-                .args([signal, &pid.to_string()])
-                .status();
-            assert!(killed.expect("a program").success());
+            self::signal(signal, pid);
             read(spool).await
         };
         let (result, _) = tokio::join!(run, killing);
@@ -451,14 +452,94 @@ async fn a_changed_guest_environment_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_process_that_a_command_leaves_behind_goes_on() {
+    let world = World::new();
+    world.opened().await;
+    for script in ["sleep 100 & echo $!", "sleep 100 2>/dev/null & echo $!"] {
+        let left = world.sh(script).await;
+        assert_eq!(left.result, Ok(0), "{script}");
+        let pid = String::from_utf8_lossy(&left.stdout)
+            .trim()
+            .parse()
+            .expect("a pid");
+        world.channels.close_channels(&Scope::Everything).await;
+        assert!(is_alive(pid), "{script}");
+        signal("-KILL", pid);
+    }
+}
+
+/// Returns the processes that copy the output of a channel. Here they belong to the group of its `orbctl`.
+fn relays(orbctl: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").expect("Linux").flatten();
+    let is_relay = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let group = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.split(' ').nth(2));
+        stat.contains("(cat)") && group == Some(&orbctl.to_string())
+    };
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(is_relay)
+        .collect()
+}
+
+#[tokio::test]
+async fn output_that_arrives_late_is_not_lost() {
+    let world = World::new();
+    let orbctl = world.opened().await;
+    let command = world.sh("while [ ! -e go ]; do sleep 0.01; done; echo important; touch done");
+    let delaying = async {
+        let stopped = loop {
+            match relays(orbctl).as_slice() {
+                [one, other] => break [*one, *other],
+                _ => tokio::task::yield_now().await,
+            }
+        };
+        for pid in stopped {
+            signal("-STOP", pid);
+        }
+        fs::write(world.home().join("go"), "").expect("a file");
+        while !world.home().join("done").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Longer than a silent stream is read after the end of a command.
+        tokio::time::sleep(DRAIN_LIMIT * 2).await;
+        for pid in stopped {
+            signal("-CONT", pid);
+        }
+    };
+    let (ended, ()) = tokio::join!(command, delaying);
+    assert_eq!(ended, ran(0, "important\n", ""));
+}
+
+#[tokio::test]
+async fn the_limit_of_a_command_includes_the_opening_of_its_channel() {
+    let world = World::with("sleep 1");
+    assert_eq!(world.sh("true").await.result, Ok(0));
+    let (exec, spool) = world.exec(&["sh", "-c", "echo >>ran"]);
+    let options = RunOptions {
+        run_timeout: Some(Duration::from_millis(100)),
+        ..options(&CancellationToken::new())
+    };
+    let run = world.channels.exec(exec, GuestEnv::Orbenv, options);
+    let (result, _) = tokio::join!(run, read(spool));
+    assert!(matches!(result.result, Err(CallError::TimedOut)), "{result:?}");
+    assert_eq!(world.starts().len(), 2, "no other orbctl was started");
+    assert!(!world.home().join("ran").exists());
+}
+
+#[tokio::test]
 async fn an_orbctl_that_changes_bytes_gets_no_channels() {
     let altering = "[ \"$IN\" ] || { IN=1 sh \"$0\" run -m web \"$@\" | LC_ALL=C sed -u 's/\\xff/x/'; exit; }; sleep 0.03";
     let world = World::with(altering);
     for _ in 0..3 {
         assert_eq!(world.sh("echo plain").await, ran(0, "plain\n", ""));
     }
-    let problem = "orbctl does not pass input and output on unchanged".to_owned();
-    assert_eq!(world.channels.unused(), Some(Unused::Unsuitable(problem)));
+    let view = world.channels.view();
+    assert_eq!(
+        view[0].problem.as_deref(),
+        Some("input and output do not pass unchanged")
+    );
     assert_eq!(world.starts().len(), 2 * 4, "one attempt to open a channel");
 }
 
@@ -466,10 +547,7 @@ async fn an_orbctl_that_changes_bytes_gets_no_channels() {
 async fn a_dead_channel_is_replaced() {
     let world = World::new();
     let pid = world.opened().await;
-    let killed = std::process::Command::new("kill")
-        .args(["-KILL", &pid.to_string()])
-        .status();
-    assert!(killed.expect("a program").success());
+    signal("-KILL", pid);
     assert_eq!(world.sh("echo alive").await, ran(0, "alive\n", ""));
     assert_eq!(world.sh("echo alive").await, ran(0, "alive\n", ""));
 }
