@@ -252,12 +252,22 @@ const MEANT_WRONG: &[Case] = &[
     (
         &["config", "set", "memory_mb", "1"],
         2,
-        &["did you mean 'memory_mib'?"],
+        &["no key 'memory_mb'", "did you mean 'memory_mib'?"],
     ),
     (
         &["config", "add", "machine.c.mounts", "/a:/b"],
         2,
-        &["did you mean 'machine."],
+        &["no key 'machine.c.mounts'", "did you mean 'machine."],
+    ),
+    (
+        &["config", "remove", "machine.c.mounts", "/a:/b"],
+        2,
+        &["no key 'machine.c.mounts'", "did you mean 'machine."],
+    ),
+    (
+        &["config", "set", "zzzzzz", "1"],
+        2,
+        &["no key 'zzzzzz'", "hint: `orbd-ctl config show` lists"],
     ),
     (&["jobs", "-n", "0"], 2, &["-n", "1 to 10000"]),
     (&["jobs", "-m", ""], 2, &["machine", "empty"]),

@@ -46,6 +46,9 @@ pub(crate) enum CliError {
     /// The daemon answered with an error.
     #[error("{}", .0.message)]
     Refused(ErrorObject),
+    /// The daemon answered with an error, and this client knows a better hint than the error's kind gives.
+    #[error("{}", .error.message)]
+    Explained { error: ErrorObject, hint: String },
     /// Nothing listens on the socket.
     #[error("orbd is not running: nothing listens on {}", .socket.display())]
     NotRunning { socket: PathBuf },
@@ -128,7 +131,7 @@ impl CliError {
     /// Returns the error kind that the daemon sent, or `None` if this client does not know it.
     pub(crate) fn kind(&self) -> Option<ErrorKind> {
         match self {
-            Self::Refused(error) => ErrorKind::from_word(&error.data.as_ref()?.kind),
+            Self::Refused(_) | Self::Explained { .. } => ErrorKind::from_word(&self.data()?.kind),
             _ => None,
         }
     }
@@ -136,7 +139,7 @@ impl CliError {
     /// Returns the exit code.
     pub(crate) fn exit(&self) -> u8 {
         match self {
-            Self::Refused(_) => self.kind().map_or(exit::FAILED, exit_of_kind),
+            Self::Refused(_) | Self::Explained { .. } => self.kind().map_or(exit::FAILED, exit_of_kind),
             Self::NotRunning { .. }
             | Self::Unreachable { .. }
             | Self::Mute { .. }
@@ -169,7 +172,7 @@ impl CliError {
 
     fn data(&self) -> Option<&ErrorData> {
         match self {
-            Self::Refused(error) => error.data.as_deref(),
+            Self::Refused(error) | Self::Explained { error, .. } => error.data.as_deref(),
             _ => None,
         }
     }
@@ -207,7 +210,8 @@ impl CliError {
             Self::Unreadable { .. } => {
                 "orbd and orbd-ctl have different versions: `orbd-ctl doctor` names the command that upgrades the older one"
             }
-            Self::NotStarted { hint, .. }
+            Self::Explained { hint, .. }
+            | Self::NotStarted { hint, .. }
             | Self::Protocol { hint, .. }
             | Self::Service { hint, .. }
             | Self::Usage { hint, .. }
@@ -235,7 +239,7 @@ impl CliError {
     /// Returns the error in the API's shape. Kinds that only the client knows have code 0.
     fn error_object(&self) -> ErrorObject {
         let kind = match self {
-            Self::Refused(error) => return error.clone(),
+            Self::Refused(error) | Self::Explained { error, .. } => return error.clone(),
             Self::NotRunning { .. } | Self::Unreachable { .. } | Self::Mute { .. } => "daemon_unreachable",
             Self::NotStarted { .. } => "daemon_not_started",
             Self::Service { .. } => "service_manager",

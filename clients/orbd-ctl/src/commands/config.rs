@@ -174,18 +174,28 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
     }
 }
 
-/// Adds the nearest key to the error if the key is the probable reason: `orbctl` refused it and does not show it.
+/// Adds the nearest key to the error if the key is the reason, or probably: `orbctl` gave no reason and does not show the key.
 fn explain_key(link: &Link, key: &str, error: CliError) -> CliError {
-    if error.kind() != Some(ErrorKind::OrbctlFailed) {
-        return error;
-    }
-    let keys = keys(link);
-    if keys.is_empty() || keys.iter().any(|known| known == key) {
-        return error;
-    }
-    CliError::Usage {
-        message: error.to_string(),
-        hint: nearest_key(link, key),
+    match (error.kind(), error) {
+        (Some(ErrorKind::InvalidParams), CliError::Refused(error))
+            if error.data.as_ref().and_then(|data| data.field.as_deref()) == Some("key") =>
+        {
+            CliError::Explained {
+                error,
+                hint: nearest_key(link, key),
+            }
+        }
+        (Some(ErrorKind::OrbctlFailed), error) => {
+            let keys = keys(link);
+            if keys.is_empty() || keys.iter().any(|known| known == key) {
+                return error;
+            }
+            CliError::Usage {
+                message: error.to_string(),
+                hint: nearest_key(link, key),
+            }
+        }
+        (_, error) => error,
     }
 }
 
