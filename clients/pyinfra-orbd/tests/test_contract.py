@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {method["name"]: method for method in PROTO
 UNTYPED = {"daemon.hello"}
 
 # Parameters of all jobs; methods that create jobs take them as `**job`.
-OF_JOBS = {"detach", "queue_timeout_ms", "run_timeout_ms"}
+OF_JOBS = {"detach", "queue_timeout_ms", "run_timeout_ms", "label"}
 
 # Parameters that have another form in Python: bytes, and an iterator for a stream.
 PYTHON_NAMES = {

@@ -34,8 +34,8 @@ needs_sudo = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def own_daemon() -> Iterator[RealDaemon]:
-    """A daemon whose machines these tests may start and stop."""
-    with temporary_daemon() as daemon:
+    """A daemon whose machines these tests may start and stop. The tests count the ``orbctl run`` of each command."""
+    with temporary_daemon(config={"exec_channel": "off"}) as daemon:
         daemon.create("web", "db")
         yield daemon
 
