@@ -98,7 +98,8 @@ class TestNotices:
     def test_waiting_change_names_the_blocking_command(
         self, real: RealDaemon, other: Client, client: StalenessWarningClient, notices: Queue[str]
     ) -> None:
-        command = ["sh", "-c", "rm -f go; until [ -e go ]; do sleep 0.05; done"]
+        real.inside("web", "sh", "-c", "rm -f ~/go")
+        command = ["sh", "-c", "until [ -e go ]; do sleep 0.05; done"]
         other.call("machine.run", {"machine": "web", "command": command, "detach": True})
         restart = Background(lambda: client.machine_restart("web"))
         assert notices.get(timeout=PATIENCE).startswith("waiting for run web (deploy-b, ")
