@@ -50,6 +50,15 @@ pub(crate) struct Link {
 impl Link {
     /// Resolves the socket: `--socket`, `$ORBD_SOCKET`, or `~/.orbd/orbd.sock`, in this order.
     pub(crate) fn resolve(global: &Global, environment: Environment) -> Result<Self, CliError> {
+        if let (None, Some(path)) = (&global.socket, &environment.socket)
+            && !path.is_absolute()
+        {
+            return Err(CliError::Usage {
+                message: format!("ORBD_SOCKET must be an absolute path, but is {}", path.display()),
+                hint: "a relative path would name another daemon in each folder: set the whole path, or unset ORBD_SOCKET"
+                    .into(),
+            });
+        }
         let given = global.socket.clone().or_else(|| environment.socket.clone());
         let socket = match (given, &environment.home) {
             (Some(path), _) => path,
@@ -375,5 +384,10 @@ mod tests {
         check(None, Some("/v"), Some("/h"), Some("/v"));
         check(None, None, Some("/h"), Some("/h/.orbd/orbd.sock"));
         check(None, None, None, None);
+        // Another daemon in each folder; a flag, which is for one call, may be relative.
+        check(None, Some("v"), Some("/h"), None);
+        check(Some("/f"), Some("v"), Some("/h"), Some("/f"));
+        let here = std::path::absolute("f").expect("a folder");
+        check(Some("f"), None, Some("/h"), here.to_str());
     }
 }

@@ -25,6 +25,13 @@ def echo(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
     return {"text": str(params)}
 
 
+def test_relative_socket_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would name another daemon in each folder."""
+    monkeypatch.setenv("ORBD_SOCKET", "orbd.sock")
+    with pytest.raises(errors.DaemonUnavailable, match=r"ORBD_SOCKET must be an absolute path, but is orbd\.sock"):
+        Client()
+
+
 def test_connection_sends_one_hello_first(daemon: FakeDaemon, client: Client) -> None:
     daemon.handlers["machine.ssh"] = echo
     client.machine_ssh()

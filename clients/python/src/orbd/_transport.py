@@ -65,8 +65,14 @@ _decode = json.JSONDecoder().decode
 
 
 def socket_path() -> str:
-    """Returns the path of the daemon's socket: ``$ORBD_SOCKET``, by default ``~/.orbd/orbd.sock``."""
-    return os.environ.get("ORBD_SOCKET") or os.path.join(os.path.expanduser("~"), ".orbd", "orbd.sock")
+    """Returns the path of the daemon's socket: ``$ORBD_SOCKET``, by default ``~/.orbd/orbd.sock``.
+
+    A relative ``$ORBD_SOCKET`` is an error, because it would name another daemon in each folder.
+    """
+    path = os.environ.get("ORBD_SOCKET") or os.path.join(os.path.expanduser("~"), ".orbd", "orbd.sock")
+    if not os.path.isabs(path):
+        raise errors.DaemonUnavailable(f"ORBD_SOCKET must be an absolute path, but is {path}")
+    return path
 
 
 def wait(connections: Sequence[Connection], seconds: float | None = None) -> None:
