@@ -131,6 +131,8 @@ finish() {
         # Some may not exist, or no longer. Those that remain are named below.
         for machine in $machines; do orbd-ctl delete --force "$machine" 2>/dev/null || true; done
     fi
+    # A command that was interrupted may have started an orbd that does not listen yet. `start` waits until one does.
+    orbd-ctl daemon start >/dev/null 2>&1 || true
     orbd-ctl daemon stop >/dev/null 2>&1 || true
     if [ "$ORBCTL" = sim ]; then orbctl-sim sim-cleanup || true; fi
     # The last process of the stand-in may still write its line into the ledger.
