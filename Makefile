@@ -29,7 +29,8 @@ test-unit: $(VENV)/ready ## run the tests that need no daemon
 
 test-rust: ## run all Rust tests
 	$(CARGO) test --workspace --exclude orbd-tests
-	$(CARGO) test -p orbd-tests
+	# More threads than a small computer has cores: the end-to-end tests mostly wait for processes.
+	$(CARGO) test -p orbd-tests -- --test-threads=4
 
 test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests, and measure which lines they cover
 	$(CARGO) build --bins

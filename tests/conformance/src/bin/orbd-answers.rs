@@ -135,6 +135,8 @@ fn tests_under(claim: &Claim, answer: &str, options: &Options) -> Result<Outcome
             .args(["test", "--quiet", "-p", "orbd-tests", "--test", "suite", "--"])
             // With names and results, one line each.
             .args(["--format", "pretty"])
+            // As `make test-rust`.
+            .arg("--test-threads=4")
             .args(&claim.tests);
         let text = output_of(&mut cargo, answer)?;
         let results = text
