@@ -592,8 +592,9 @@ fn a_run_can_die_after_so_many_bytes_of_a_stream() {
             .map(|machine| machine.path().join("home"))
             .next()
             .expect("a machine");
+        let is_over = home.join("ended").exists();
         heard = std::fs::read_to_string(home.join("heard")).unwrap_or_default();
-        home.join("ended").exists()
+        is_over
     });
     assert_eq!(heard, "01234");
 }
