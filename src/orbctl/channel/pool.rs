@@ -453,6 +453,7 @@ impl<H: Clone> Pool<H> {
                         Slot::Closed
                     },
                     last_command: entry.last_command,
+                    is_tested: entry.is_tested,
                     ..Entry::default()
                 };
             }
@@ -469,6 +470,9 @@ impl<H: Clone> Pool<H> {
     /// Forgets what is known about `orbctl`: another one is installed.
     pub(super) fn program_replaced(&mut self) {
         self.program = Program::default();
+        for entry in self.entries.values_mut() {
+            entry.is_tested = false;
+        }
     }
 
     /// Forgets why `orbctl` gets no channels, so that it is tried again.
@@ -777,7 +781,7 @@ mod tests {
         assert_eq!(take_web(&mut pool), [busy], "it has not ended");
         pool.closing(&keys[0], serials[0], None);
         assert_eq!(take_web(&mut pool), [IDLE_0], "its command has");
-        assert_eq!(pool.plan(&keys[0], true, now), OPEN);
+        assert_eq!(pool.plan(&keys[0], true, now), REOPEN, "it was tested");
         let serial = pool.opened(&keys[0], 7, now).expect("it is wanted");
         pool.idle(&keys[0], serials[0], now);
         pool.closing(&keys[0], serials[0], None);
@@ -793,6 +797,10 @@ mod tests {
         let next = Leaving { handle: 7, ..IDLE_0 };
         assert_eq!(take_web(&mut pool), [next]);
         assert_eq!(pool.plan(&keys[1], true, now), Plan::Use(1));
+        pool.program_replaced();
+        pool.run_took(SLOW);
+        pool.take(|_| true);
+        assert_eq!(pool.plan(&keys[0], true, now), OPEN, "another orbctl");
     }
 
     #[test]
