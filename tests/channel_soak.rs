@@ -371,7 +371,7 @@ fn under_attack_no_command_runs_twice_and_no_output_is_mixed() {
         *answers.entry(answer).or_default() += 1;
     }
     let mut report = format!(
-        "{wanted} commands, {memory} bytes resident, {in_channel} of the last {} in channels\n",
+        "{wanted} commands, {memory} KiB resident, {in_channel} of the last {} in channels\n",
         records.len()
     );
     let _ = writeln!(report, "answers: {answers:?}\nattacks: {attacks:?}");
