@@ -48,6 +48,14 @@ impl Moment {
     }
 }
 
+/// Waits until a deadline; forever if there is none.
+pub async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Returns a wall-clock time as milliseconds since 1970, zero for anything earlier.
 pub fn unix_ms(wall: SystemTime) -> u64 {
     wall.duration_since(UNIX_EPOCH)

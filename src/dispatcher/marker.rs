@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::job::JobId;
 use crate::journal::{InFlight, Recovered, Starting};
 use crate::operation::{Access, Class, Footprint, Lane};
+use crate::orbctl::MARKER_SUFFIX;
 use crate::sys::{ChildIdentity, MarkedProcess};
 use orbd_host::machine::MachineName;
 
@@ -32,7 +33,6 @@ use super::submission::JobSpec;
 const LANES_MAX: usize = 16 << 10;
 const FLEET: &str = "*";
 const CONFIGURATION: &str = "@";
-const CHANNEL: &str = "channel";
 
 /// Creates and recognizes the markers of one daemon.
 #[derive(Debug, Clone)]
@@ -142,7 +142,7 @@ impl Marker {
         let lanes = lanes.map(parse_lane).collect::<Option<_>>()?;
         let is_channel = match fields.next() {
             None => false,
-            Some(word) if word == CHANNEL => true,
+            Some(word) if MARKER_SUFFIX.strip_prefix(':') == Some(word) => true,
             Some(_) => return None,
         };
         fields.next().is_none().then(|| Self {

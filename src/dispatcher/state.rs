@@ -17,7 +17,7 @@ use orbd_host::config::LEAVE_CHANGES_AFTER;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Moment;
+use crate::clock::{Moment, sleep_until};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::operation::Scope;
@@ -94,12 +94,7 @@ impl<O: Orbctl> State<O> {
                 leave_at,
             ];
             let deadline = deadlines.into_iter().flatten().min();
-            let timer = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let timer = sleep_until(deadline);
             tokio::select! {
                 biased;
                 // Polled first: an inbox that is never empty must not delay a stop.

@@ -34,7 +34,7 @@ use super::budget::{Budget, Permit, Shortage};
 use super::connection::{Connection, ConnectionEnd, overloaded};
 use super::request::{Answer, CALL_BYTES, Calls, Service, error_json, id_of, push};
 use super::subscriptions::{Line, LineSubscriptions, SubscriptionItem};
-use crate::clock::Moment;
+use crate::clock::{Moment, sleep_until};
 use crate::sys;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{self, ErrorObject};
@@ -119,13 +119,6 @@ fn take(room: &mut Option<Permit>, budget: &Arc<Budget>, bytes: usize) -> Result
     match room {
         Some(room) => room.grow_to(bytes),
         None => budget.try_take(bytes).map(|taken| *room = Some(taken)),
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -35,7 +35,7 @@ use super::frame;
 use super::guest::{self, Token};
 use super::marks::{Item, Mark, Scanner};
 use super::pool::Obstacle;
-use crate::clock::Moment;
+use crate::clock::{Moment, sleep_until};
 use crate::job::Ending;
 use crate::orbctl::SpawnError;
 use crate::orbctl::process::{Group, Installed, PipeReader, Streams, put};
@@ -299,7 +299,7 @@ impl Link {
         let interrupted = async {
             tokio::select! {
                 () = limits.stop.cancelled() => Ending::Stopped,
-                () = at(deadline) => Ending::TimedOut,
+                () = sleep_until(deadline) => Ending::TimedOut,
             }
         };
         let mut interrupted = pin!(interrupted);
@@ -668,8 +668,8 @@ impl Run for ChannelRun<'_> {
                     Ok(Some(Ok(status))) => Observed::Status(status),
                     Ok(_) | Err(_) => Observed::Broken,
                 },
-                () = at(step_at) => Observed::StepDue,
-                () = at(read_until) => Observed::Broken,
+                () = sleep_until(step_at) => Observed::StepDue,
+                () = sleep_until(read_until) => Observed::Broken,
                 _ = self.child.wait(), if self.exited_at.is_none() => Observed::Exited,
             };
             match observed {
@@ -695,13 +695,5 @@ impl Run for ChannelRun<'_> {
         if signal == Signal::KILL {
             self.killed_at.get_or_insert(Moment::now().instant);
         }
-    }
-}
-
-/// Waits until a time; forever if there is none.
-pub(super) async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }

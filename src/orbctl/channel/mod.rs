@@ -25,7 +25,7 @@ use self::link::{Command, Link, OpenError, Served};
 pub use self::pool::{ChannelState, ChannelView, Unused};
 use self::pool::{Key, Leaving, Plan, Pool};
 use super::{CallError, CallResult, Exec, Input, Installed, Orbctl, QueryAnswer, RunOptions, argv};
-use crate::clock::Moment;
+use crate::clock::{Moment, sleep_until};
 use crate::job::{Ending, Failure, HealthSignal};
 use crate::operation::{Change, ChannelUse, Query, Scope};
 
@@ -152,6 +152,16 @@ impl Channels {
         Err(order)
     }
 
+    /// Runs a command as an `orbctl run` of its own.
+    async fn run_alone(&self, exec: Exec, guest_env: GuestEnv, options: RunOptions) -> CallResult<i32> {
+        let began = now();
+        let result = self.installed.exec(exec, guest_env, options).await;
+        if result.result.is_ok() {
+            lock(&self.pool).run_took(now().saturating_duration_since(began));
+        }
+        result
+    }
+
     fn result(&self, key: &Key, served: &Served, bytes_in: u64) -> CallResult<i32> {
         let (result, ending, bytes_out) = match *served {
             Served::MayHaveRun(reason) => {
@@ -185,7 +195,7 @@ impl Channels {
         // Cancelled at the limit of the command too, so that what has begun to open is closed.
         let stop = options.stop.child_token();
         let at_the_limit = async {
-            link::at(deadline).await;
+            sleep_until(deadline).await;
             stop.cancel();
             std::future::pending().await
         };
@@ -274,43 +284,34 @@ impl Orbctl for Channels {
         result
     }
 
-    async fn exec(&self, exec: Exec, guest_env: GuestEnv, mut options: RunOptions) -> CallResult<i32> {
-        let (exec, options) = match eligible(&exec) {
-            None => (exec, options),
-            Some((key, command)) => {
-                let Exec {
+    async fn exec(&self, exec: Exec, guest_env: GuestEnv, options: RunOptions) -> CallResult<i32> {
+        let Some((key, command)) = eligible(&exec) else {
+            return self.run_alone(exec, guest_env, options).await;
+        };
+        let Exec {
+            machine,
+            request,
+            stdin,
+            output,
+        } = exec;
+        let order = Order {
+            command,
+            output,
+            options,
+        };
+        let more_follow = request.channel == ChannelUse::MoreFollow;
+        match self.serve(&key, more_follow, order).await {
+            Ok(result) => result,
+            Err(Order { output, options, .. }) => {
+                let exec = Exec {
                     machine,
                     request,
                     stdin,
                     output,
-                } = exec;
-                let order = Order {
-                    command,
-                    output,
-                    options,
                 };
-                let more_follow = request.channel == ChannelUse::MoreFollow;
-                match self.serve(&key, more_follow, order).await {
-                    Ok(result) => return result,
-                    Err(order) => {
-                        options = order.options;
-                        let exec = Exec {
-                            machine,
-                            request,
-                            stdin,
-                            output: order.output,
-                        };
-                        (exec, options)
-                    }
-                }
+                self.run_alone(exec, guest_env, options).await
             }
-        };
-        let began = now();
-        let result = self.installed.exec(exec, guest_env, options).await;
-        if result.result.is_ok() {
-            lock(&self.pool).run_took(now().saturating_duration_since(began));
         }
-        result
     }
 
     async fn change(&self, change: &Change, output_dir: PathBuf, options: RunOptions) -> CallResult<()> {
