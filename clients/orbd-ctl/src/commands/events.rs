@@ -269,18 +269,7 @@ fn what_text(what: &EventDetails) -> String {
 }
 
 fn job_text(job: &EventJob) -> String {
-    let machine = job
-        .machine
-        .as_ref()
-        .map_or_else(String::new, |machine| format!(" {machine}"));
-    let label = job
-        .label
-        .as_ref()
-        .map_or_else(String::new, |label| format!(", \"{}\"", render::plain(label)));
-    format!(
-        "job {} ({}{machine}{label}) of {}",
-        job.job_id, job.operation, job.client
-    )
+    format!("{} of {}", render::event_job_name(job), job.client)
 }
 
 fn outcome_text(outcome: &Outcome) -> String {

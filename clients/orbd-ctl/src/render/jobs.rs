@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Cell, Color};
 use orbd_proto::types::{
-    Job, JobListAnswer, JobStateWord, Outcome, QueueStatusAnswer, WaitReason, WaitingFor,
+    EventJob, Job, JobListAnswer, JobStateWord, Outcome, QueueStatusAnswer, WaitReason, WaitingFor,
 };
 
 use super::{BAD, GOOD, HINT, QUIET, age_ms, bytes, cell, duration_us, paint, plain};
@@ -12,15 +12,28 @@ use crate::layout::Look;
 
 /// Formats a job's name, e.g. `job 12 (create web)` or `job 12 (create web, "Prepare")`.
 pub(crate) fn job_name(job: &Job) -> String {
-    let machine = job
-        .machine
-        .as_ref()
-        .map_or_else(String::new, |machine| format!(" {machine}"));
-    let label = job
-        .label
-        .as_ref()
-        .map_or_else(String::new, |label| format!(", \"{}\"", plain(label)));
-    format!("job {} ({}{machine}{label})", job.job_id, job.operation)
+    name(
+        job.job_id,
+        &job.operation,
+        job.machine.as_deref(),
+        job.label.as_deref(),
+    )
+}
+
+/// The same of a job in an event.
+pub(crate) fn event_job_name(job: &EventJob) -> String {
+    name(
+        job.job_id,
+        &job.operation,
+        job.machine.as_deref(),
+        job.label.as_deref(),
+    )
+}
+
+fn name(id: u64, operation: &str, machine: Option<&str>, label: Option<&str>) -> String {
+    let machine = machine.map_or_else(String::new, |machine| format!(" {machine}"));
+    let label = label.map_or_else(String::new, |label| format!(", \"{}\"", plain(label)));
+    format!("job {id} ({operation}{machine}{label})")
 }
 
 /// Formats the names of the first few jobs and the number of the others; `None` if there are no jobs.

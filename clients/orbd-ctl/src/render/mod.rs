@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use comfy_table::{Cell, Color};
 pub(crate) use daemon::{cache, daemon, reload, upgrade};
-pub(crate) use jobs::{job, job_name, job_names, jobs, queue, waiting_for, why};
+pub(crate) use jobs::{event_job_name, job, job_name, job_names, jobs, queue, waiting_for, why};
 pub(crate) use machines::{MachineColumns, MachineDetails, config, info, machines};
 pub(crate) use metrics::{counters, history, metrics};
 use orbd_proto::types::Observed;
