@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gevent
+import pytest
 from gevent._hub_local import get_hub_if_exists
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -21,6 +22,7 @@ from pyinfra.api.operations import run_ops
 from pyinfra.context import ctx_host, ctx_state
 
 from pyinfra_orbd import _client
+from real_daemon import RealDaemon
 
 
 class Played:
@@ -91,6 +93,15 @@ def playing(*entries: Any) -> Iterator[State]:
         if not has_hub:
             # With a hub, the client uses gevent sockets, and gevent's loop reaps all children of this process.
             gevent.get_hub().destroy(destroy_loop=True)
+
+
+@contextmanager
+def at_its_socket(daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
+    """Lets the environment name the daemon's socket; closes the connector's connections afterwards."""
+    monkeypatch.setenv("ORBD_SOCKET", str(daemon.socket))
+    monkeypatch.setenv("ORBD_AUTOSTART", "0")
+    yield daemon
+    forget_clients()
 
 
 def forget_clients() -> None:

@@ -14,7 +14,7 @@ from pyinfra.api.host import Host
 from pyinfra.context import ctx_host
 
 from orbd import Client
-from play import captured_log, forget_clients, on, playing
+from play import at_its_socket, captured_log, on, playing
 from pyinfra_orbd import _queries, facts, helpers
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
@@ -35,10 +35,8 @@ def world() -> Iterator[RealDaemon]:
 @pytest.fixture
 def daemon(world: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
     """The daemon, at the socket that the environment names."""
-    monkeypatch.setenv("ORBD_SOCKET", str(world.socket))
-    monkeypatch.setenv("ORBD_AUTOSTART", "0")
-    yield world
-    forget_clients()
+    with at_its_socket(world, monkeypatch) as daemon:
+        yield daemon
 
 
 @pytest.fixture

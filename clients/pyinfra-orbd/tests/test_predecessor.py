@@ -19,7 +19,7 @@ from pyinfra.api import Config, HiddenValue, Inventory, QuoteString, State, Stri
 from pyinfra.api.host import Host
 
 from orbd import Client, errors
-from pyinfra_orbd import _client
+from play import at_its_socket
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
@@ -43,11 +43,8 @@ def own_daemon() -> Iterator[RealDaemon]:
 @pytest.fixture
 def daemon(own_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
     """The daemon, at the socket that the environment names."""
-    monkeypatch.setenv("ORBD_SOCKET", str(own_daemon.socket))
-    monkeypatch.setenv("ORBD_AUTOSTART", "0")
-    yield own_daemon
-    _client.client().close()
-    _client._clients.clear()
+    with at_its_socket(own_daemon, monkeypatch) as daemon:
+        yield daemon
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pyinfra.api.operation import add_op
 from pyinfra.api.operations import run_ops
 from pyinfra.operations import server
 
-from play import forget_clients, playing
+from play import at_its_socket, playing
 from pyinfra_orbd import timing
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
@@ -34,10 +34,8 @@ def world() -> Iterator[RealDaemon]:
 @pytest.fixture
 def daemon(world: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
     """The daemon, at the socket that the environment names."""
-    monkeypatch.setenv("ORBD_SOCKET", str(world.socket))
-    monkeypatch.setenv("ORBD_AUTOSTART", "0")
-    yield world
-    forget_clients()
+    with at_its_socket(world, monkeypatch) as daemon:
+        yield daemon
 
 
 DEPLOY = """
